@@ -1,0 +1,5 @@
+"""`python -m vlmkit` is `vlmkit`."""
+
+from vlmkit.cli.main import run
+
+run()
