@@ -1,0 +1,123 @@
+"""Who offers parts and presets: built-in folders, then installed packages, through the same three hooks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pluggy
+
+from . import hookspecs
+from .errors import PluginContractError, clean
+from .hookspecs import KINDS, PROJECT, Part, hookimpl
+
+FOLDERS = ("towers", "projectors", "packers", "decoders", "attention", "chats", "tilers", "samplers", "formats",
+           "datasets", "metrics")  # fmt: skip
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Broken(NamedTuple):
+    """A plugin that could not be loaded; everything that does not need it works."""
+
+    plugin: str
+    package: str  # name and version of the distribution
+    reason: str
+
+
+class Manager(pluggy.PluginManager):
+    """Pluggy's, with what the plugins offered and those that are broken."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(hookspecs)
+        self.parts: list[tuple[str, Part]] = []  # with the plugin's name
+        self.presets: list[tuple[str, Path]] = []
+        self.packages: dict[str, str] = {}  # plugin -> distribution and version
+        self.broken: list[Broken] = []
+
+    def accept(self, plugin: Any, name: str, package: str = "vlmkit") -> None:
+        """Register, ask once for all offers, check them; a plugin that fails is taken out as a whole."""
+        self.register(plugin, name)
+        try:
+            self.check_pending()
+            hooks = self.get_hookcallers(plugin) or []
+            found = {h.name: [x for i in h.get_hookimpls() if i.plugin is plugin for x in i.function()]
+                     for h in hooks if h.name != "vlmkit_commands"}  # fmt: skip
+            parts = [_part(offer, name) for offer in found.get("vlmkit_parts", ())]
+            folders = [Path(folder) for folder in found.get("vlmkit_presets", ())]
+        except BaseException:
+            self.unregister(plugin)
+            raise
+        self.packages[name] = package
+        self.parts += [(name, part) for part in parts]
+        self.presets += [(name, folder) for folder in folders]
+
+
+class Shipped:
+    """The presets that come with vlmkit: inside the wheel, or at the top of a checkout."""
+
+    @hookimpl
+    def vlmkit_presets(self) -> Iterable[Path]:
+        inside = Path(str(importlib.resources.files("vlmkit"))) / "presets"
+        beside = Path(__file__).resolve().parent.parent / "presets"
+        return [folder for folder in (inside, beside) if folder.is_dir()][:1]
+
+
+def make_manager(entry_points: bool = True, plugins: Iterable[Any] = ()) -> Manager:
+    """A fresh manager: built-in parts and presets, then installed plugins, then the given modules or objects."""
+    manager = Manager()
+    for folder in FOLDERS:
+        if (spec := importlib.util.find_spec(f"vlmkit.parts.{folder}")) is not None and spec.origin:
+            manager.accept(importlib.import_module(spec.name), f"vlmkit.{folder}")
+    manager.accept(Shipped(), "vlmkit")
+    for entry in _installed() if entry_points else ():
+        dist = entry.dist
+        package = f"{dist.name} {dist.version}" if dist else entry.value
+        _guarded(manager, entry.load, entry.name, package)
+    for plugin in plugins:
+        _guarded(manager, lambda plugin=plugin: plugin, getattr(plugin, "__name__", type(plugin).__name__), "given")
+    return manager
+
+
+@cache
+def default() -> Manager:
+    """The manager everything uses when none is given. `default.cache_clear()` forgets it."""
+    return make_manager()
+
+
+def _installed() -> list[importlib.metadata.EntryPoint]:
+    """Entry points of group `vlmkit`, limited by VLMKIT_PLUGINS; its being empty means none."""
+    found = list(importlib.metadata.entry_points(group=PROJECT))
+    allowed = os.environ.get("VLMKIT_PLUGINS")
+    if allowed is None:
+        return found
+    names = {word.strip() for word in allowed.split(",")}
+    return [e for e in found if names & {e.name, e.dist.name if e.dist else ""}]
+
+
+def _guarded(manager: Manager, load: Any, name: str, package: str) -> None:
+    try:
+        manager.accept(load(), name, package)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # a plugin may do anything while it is imported, exit included
+        manager.broken.append(Broken(name, package, clean(f"{type(error).__name__}: {error}")))
+
+
+def _part(offer: Any, plugin: str) -> Part:
+    """An offer, checked against the contract."""
+    if not isinstance(offer, Part) or not all(isinstance(word, str) for word in offer):
+        raise PluginContractError(f"vlmkit_parts gives Part(kind, name, module), got {offer!r}", where=plugin)
+    if offer.kind not in KINDS:
+        raise PluginContractError(f"no kind named {offer.kind!r}; there are: {', '.join(KINDS)}", where=plugin)
+    if not NAME.fullmatch(offer.name):
+        raise PluginContractError(f"{offer.name!r} is no name: letters, digits, - and _ only", where=plugin)
+    return offer
