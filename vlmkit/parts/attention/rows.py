@@ -1,0 +1,59 @@
+"""Where each sequence lies, in the row of tokens and in the cache. Shared by the backends here."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlmkit.types import KVCache
+
+
+class Place(NamedTuple):
+    """One sequence: tokens `start` to `start + count` of the row, behind `past` positions of cache row `row`."""
+
+    row: int
+    start: int
+    count: int
+    past: int
+
+    @property
+    def end(self) -> int:
+        return self.past + self.count
+
+
+def places(lens: Tensor, cache: KVCache | None) -> list[Place]:
+    """The sequences that have tokens in this call, in order."""
+    counts = lens.tolist()
+    past = cache.lens.tolist() if cache is not None else [0] * len(counts)
+    found, start = [], 0
+    for row, count in enumerate(counts):
+        if count:
+            found.append(Place(row, start, count, past[row]))
+        start += count
+    return found
+
+
+def write(cache: KVCache, k: Tensor, v: Tensor, sequences: list[Place]) -> None:
+    """Put new keys and values behind what each cache row holds.   k, v [total, kv_heads, head]"""
+    rows, positions = _targets(tuple(sequences), cache.k.device)
+    cache.k[rows, positions] = k
+    cache.v[rows, positions] = v
+
+
+@lru_cache(maxsize=2)  # all layers of a forward ask for the same
+def _targets(sequences: tuple[Place, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = [s.row for s in sequences for _ in range(s.count)]
+    positions = [at for s in sequences for at in range(s.past, s.end)]
+    with torch.inference_mode(False):  # kept between calls, so it must also serve a later one that learns
+        return torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+
+
+def visible(count: int, end: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of `end` keys each of the last `count` positions sees.   bool [count, end]"""
+    query = torch.arange(end - count, end, device=device)[:, None]
+    key = torch.arange(end, device=device)
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)

@@ -1,0 +1,111 @@
+"""Attention by torch's scaled_dot_product_attention: right for every call, on every device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from vlmkit.contracts import PartConfig
+from vlmkit.types import KVCache
+
+from .rows import Place, places, visible, write
+
+
+class Config(PartConfig):
+    """No fields."""
+
+
+class Sdpa:
+    """Sequences of equal length in one call, single new tokens in one call, everything else one by one."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None, window: int | None = None
+    ) -> Tensor:
+        """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
+        sequences = places(lens, cache)
+        if cache is not None:
+            write(cache, k, v, sequences)
+        if not sequences:
+            return torch.zeros_like(q)
+        if cache is None or not any(s.past for s in sequences):
+            return fresh(q, k, v, [s.count for s in sequences], window)
+        ones = [s for s in sequences if s.count == 1]
+        if len(ones) == len(sequences):
+            return step(q, cache, tuple(ones), window)
+        out = torch.empty_like(q)
+        if ones:
+            at = [s.start for s in ones]
+            out[at] = step(q[at], cache, tuple(ones), window)
+        for s in sequences:
+            if s.count > 1:
+                keys, values = cache.k[s.row : s.row + 1, : s.end], cache.v[s.row : s.row + 1, : s.end]
+                new = slice(s.start, s.start + s.count)
+                out[new] = attend(q[new][None], keys, values, window)[0]
+        return out
+
+
+def fresh(q: Tensor, k: Tensor, v: Tensor, counts: list[int], window: int | None) -> Tensor:
+    """Whole sequences, nothing before them.   q [total, heads, head] -> [total, heads, head]"""
+    if len(set(counts)) == 1:
+        batch = [x.unflatten(0, (len(counts), counts[0])) for x in (q, k, v)]
+        return attend(*batch, window).flatten(0, 1)
+    pieces = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
+    return torch.cat([attend(a[None], b[None], c[None], window)[0] for a, b, c in pieces])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """q [rows, count, heads, head]   k, v [rows, end, kv_heads, head]: the queries are the last `count` positions."""
+    count, end = q.shape[1], k.shape[1]
+    group = q.shape[2] // k.shape[2]
+    if group > 1:
+        k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+    plain = count == end and (window is None or window >= end)
+    mask = None if plain else visible(count, end, window, q.device)
+    out = scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=plain
+    )
+    return out.transpose(1, 2)
+
+
+def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | None) -> Tensor:
+    """One new token for each sequence.   q [sequences, heads, head] -> the same
+
+    Works on a view of the cache from the first row to the last; rows in between that rest are computed and dropped.
+    """
+    count, heads, head = q.shape
+    rows, mask = _view(sequences, window, q.device)
+    first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
+    k, v = (x[first:last, :longest].transpose(1, 2) for x in (cache.k, cache.v))
+    if count < last - first:
+        q = q.new_zeros(last - first, heads, head).index_copy_(0, rows, q)
+    # heads that share a key stand where a sequence of queries would: nothing is repeated
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2)
+    return out if count == last - first else out[rows]
+
+
+@lru_cache(maxsize=2)  # all layers of a forward ask for the same
+def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows counted from the first one [sequences], and which keys each of them sees: bool [rows, 1, 1, keys]"""
+    first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
+    with torch.inference_mode(False):
+        rows = torch.tensor([s.row - first for s in sequences], device=device)
+        if all(s.end == longest for s in sequences) and (window is None or window >= longest):
+            return rows, None
+        ends = torch.ones(last - first, dtype=torch.long, device=device)  # a resting row looks at one key
+        ends[rows] = torch.tensor([s.end for s in sequences], device=device)
+        key = torch.arange(longest, device=device)
+        mask = key < ends[:, None]
+        if window is not None:
+            mask &= key >= ends[:, None] - window
+        return rows, mask[:, None, None]
+
+
+def build(config: Config) -> Sdpa:
+    return Sdpa()
+
+
+EXAMPLE: dict[str, object] = {}

@@ -1,0 +1,55 @@
+"""Rotary positions: angles from positions, in float32, never stored in a buffer that a cast could touch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from vlmkit.contracts import PartConfig
+
+
+class Rope(BaseModel):
+    """How a decoder reaches further than it was trained."""
+
+    model_config = PartConfig.model_config
+
+    type: Literal["none", "linear", "dynamic", "llama3"] = "none"
+    factor: float = Field(1.0, ge=1, description="how many times further")
+    low: float = Field(1.0, gt=0, description="llama3: turns within `original` below which a wave is stretched")
+    high: float = Field(4.0, gt=0, description="llama3: turns within `original` above which a wave is kept")
+    original: int = Field(8192, ge=1, description="llama3: the context before stretching")
+
+
+def frequencies(head: int, theta: float, rope: Rope, device: torch.device) -> Tensor:
+    """Radians per position.   float32 [head / 2]"""
+    exponent = torch.arange(0, head, 2, dtype=torch.int64, device=device).float() / head
+    waves = 1.0 / theta**exponent
+    if rope.type == "linear":
+        return waves / rope.factor
+    return _stretch(waves, rope) if rope.type == "llama3" else waves
+
+
+def _stretch(waves: Tensor, rope: Rope) -> Tensor:
+    """Llama 3.1: long waves divided by the factor, short ones kept, a ramp between.   [head / 2]"""
+    length = 2 * math.pi / waves
+    share = (rope.original / length - rope.low) / (rope.high - rope.low)
+    between = (1 - share) * waves / rope.factor + share * waves
+    found = torch.where(length > rope.original / rope.low, waves / rope.factor, between)
+    return torch.where(length < rope.original / rope.high, waves, found)
+
+
+def grown(head: int, theta: float, rope: Rope, context: int, ends: Tensor) -> Tensor:
+    """Dynamic: the base grows with the length of the token's own sequence.   ends [total] -> [total, head / 2]"""
+    exponent = torch.arange(0, head, 2, dtype=torch.int64, device=ends.device).float() / head
+    times = rope.factor * ends.clamp(min=context) / context - (rope.factor - 1)
+    return 1.0 / (theta * times ** (head / (head - 2)))[:, None] ** exponent
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + head / 2).   x [total, heads, head]   cos, sin [total, 1, head / 2]"""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

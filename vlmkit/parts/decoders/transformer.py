@@ -1,0 +1,260 @@
+"""Pre-norm transformer with rotary positions and a gated MLP: Llama, Mistral, Qwen2 and Qwen3."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache as remember
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmkit.contracts import AttentionBackend, PartConfig
+from vlmkit.errors import ContextLengthError, ShapeError
+from vlmkit.types import KVCache
+
+from .rope import Rope, frequencies, grown, rotate
+
+FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
+    "llama": {},
+    "mistral": {"window": 4096},  # what a Mistral configuration means when it does not say
+    "qwen2": {"bias": True},
+    "qwen3": {"norms": True},
+}
+
+
+@remember
+def sizes() -> dict[str, dict[str, Any]]:
+    """Published shapes by name."""
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("sizes.yaml")))  # type: ignore[return-value]
+
+
+class Config(PartConfig):
+    """A named size, shapes, or a named size with some shapes of one's own."""
+
+    size: str | None = Field(None, description="a name in sizes.yaml; the other fields override it")
+    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field("llama", description="defaults of bias, norms, window")
+    width: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1, description="heads of keys and values; `heads` when not given")
+    head: int = Field(ge=2, multiple_of=2, description="width of a head; width / heads when not given")
+    ffn: int = Field(ge=1, description="width inside the MLP")
+    vocab: int = Field(ge=1, description="rows of the embedding, spare ones included")
+    context: int = Field(ge=1, description="longest sequence it was trained for")
+    theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    eps: float = Field(1e-6, gt=0, description="of the RMS norms")
+    window: int | None = Field(None, ge=1, description="positions a token sees, itself among them; null: all")
+    tied: bool = Field(False, description="the embedding is also the head")
+    bias: bool = Field(False, description="on queries, keys and values")
+    norms: bool = Field(False, description="an RMS norm on each head's query and key")
+    rope: Rope = Field(default_factory=Rope, description="how positions are stretched")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        """Family, then size, then what was given; then what follows from other fields."""
+        if not isinstance(given, Mapping):
+            return given
+        block = _block(given.get("size"))
+        family = given.get("family", block.get("family", "llama"))
+        merged = {**FAMILIES.get(str(family), {}), **block, **given}
+        width, heads = merged.get("width"), merged.get("heads")
+        if isinstance(heads, int) and heads > 0:
+            merged.setdefault("kv_heads", heads)
+            if isinstance(width, int) and width % heads == 0:
+                merged.setdefault("head", width // heads)
+        return merged
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+        return self
+
+
+def _block(size: object) -> dict[str, Any]:
+    if size is None or not isinstance(size, str):
+        return {}
+    if size in sizes():
+        return sizes()[size]
+    near = get_close_matches(size, sizes(), n=1)
+    text = f"no size named {size!r}; there are: {', '.join(sizes())}"
+    problem = PydanticCustomError("size", "{text}", {"text": text + (f"; did you mean {near[0]!r}?" if near else "")})
+    raise ValidationError.from_exception_data("size", [InitErrorDetails(type=problem, loc=("size",), input=size)])
+
+
+class Linear(nn.Linear):
+    """A linear layer that starts from a normal distribution."""
+
+    def __init__(self, ins: int, outs: int, *, std: float, bias: bool = False) -> None:
+        self.std = std
+        super().__init__(ins, outs, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of tokens that starts from a normal distribution."""
+
+    def __init__(self, vocab: int, width: int, *, std: float) -> None:
+        self.std = std
+        super().__init__(vocab, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square in float32; the weight multiplies after the cast back."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same"""
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values around an attention backend."""
+
+    def __init__(self, config: Config, attention: AttentionBackend, std: float) -> None:
+        super().__init__()
+        self.head, self.window = config.head, config.window
+        wide, narrow = config.heads * config.head, config.kv_heads * config.head
+        self.q = Linear(config.width, wide, std=std, bias=config.bias)
+        self.k = Linear(config.width, narrow, std=std, bias=config.bias)
+        self.v = Linear(config.width, narrow, std=std, bias=config.bias)
+        self.o = Linear(wide, config.width, std=std / (2 * config.layers) ** 0.5)
+        self.q_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
+        self.k_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
+        own = copy.deepcopy(attention)  # one for each block, so that what passes through it has a place in the tree
+        if isinstance(weights := getattr(own, "weights", None), nn.Module):
+            self.weights = weights
+        self.attend = own
+
+    def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+        """[total, width] -> the same"""
+        q, k, v = (layer(x).unflatten(-1, (-1, self.head)) for layer in (self.q, self.k, self.v))
+        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        return self.o(self.attend(q, k, v, lens, cache, self.window).flatten(1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, config: Config, std: float) -> None:
+        super().__init__()
+        self.gate = Linear(config.width, config.ffn, std=std)
+        self.up = Linear(config.width, config.ffn, std=std)
+        self.down = Linear(config.ffn, config.width, std=std / (2 * config.layers) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[total, width] -> the same"""
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the stream."""
+
+    def __init__(self, config: Config, attention: AttentionBackend, std: float) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.width, config.eps)
+        self.attn = Attention(config, attention, std)
+        self.mlp_norm = RMSNorm(config.width, config.eps)
+        self.mlp = MLP(config, std)
+
+    def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        """[total, width] -> the same   turn: cosine and sine of each position"""
+        x = x + self.attn(self.attn_norm(x), lens, turn, cache)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The decoder. Weights start from a normal distribution whose width follows from `width` ("small init")."""
+
+    def __init__(self, config: Config, attention: AttentionBackend) -> None:
+        super().__init__()
+        self.config, self.width, self.vocab = config, config.width, config.vocab
+        reach = config.rope.factor if config.rope.type in ("linear", "dynamic") else 1
+        self.context = int(config.context * reach)
+        std = (2 / (5 * config.width)) ** 0.5  # Nguyen and Salazar 2019; about 0.02 at width 1024
+        self.embed = Embedding(config.vocab, config.width, std=std)
+        self.blocks = nn.ModuleList(Block(config, attention, std) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
+        if not config.tied:
+            self.head = Linear(config.width, config.vocab, std=std)
+
+    def cache(self, rows: int, capacity: int) -> list[KVCache]:
+        """Zeros, not leftovers: what is masked is still multiplied, and nothing times not-a-number is not nothing."""
+        weight = self.embed.weight
+        shape = (rows, capacity, self.config.kv_heads, self.config.head)
+        lens = torch.zeros(rows, dtype=torch.int64, device="cpu")
+        like = {"dtype": weight.dtype, "device": weight.device}
+        return [KVCache(torch.zeros(shape, **like), torch.zeros(shape, **like), lens) for _ in self.blocks]
+
+    def forward(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """[total, width] -> [total, width], normalised"""
+        past = self._check(x, lens, cache)
+        turn = self._turn(lens, past, x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, lens, turn, None if cache is None else cache[i])
+        if cache is not None:
+            cache[0].lens.add_(lens)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[any, width] -> [any, vocab], float32"""
+        return F.linear(x, self.embed.weight if self.config.tied else self.head.weight).float()
+
+    def _check(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None) -> Tensor:
+        """How many positions each sequence already has."""
+        if int(lens.sum()) != x.shape[0]:
+            raise ShapeError(f"lens sum to {int(lens.sum())} but there are {x.shape[0]} tokens")
+        if cache is None:
+            return torch.zeros_like(lens)
+        if cache[0].lens.shape != lens.shape:
+            raise ShapeError(f"{len(lens)} lens for a cache of {len(cache[0].lens)} rows; 0 leaves a row alone")
+        longest, capacity = int((cache[0].lens + lens).max()), cache[0].k.shape[1]
+        if longest > capacity:
+            raise ContextLengthError(f"a sequence of {longest} tokens does not fit a cache of {capacity}",
+                                     limit=capacity, got=longest)
+        return cache[0].lens
+
+    def _turn(self, lens: Tensor, past: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every token's position.   [total, 1, head / 2] each, in the dtype of `like`"""
+        config, device = self.config, like.device
+        start = (past - lens.cumsum(0) + lens).repeat_interleave(lens)
+        positions = (torch.arange(len(start), device="cpu") + start).to(device)
+        if config.rope.type == "dynamic":
+            ends = (past + lens).repeat_interleave(lens).to(device)
+            waves = grown(config.head, config.theta, config.rope, config.context, ends)
+        else:
+            waves = frequencies(config.head, config.theta, config.rope, device)
+        angles = (positions.float()[:, None] * waves)[:, None]
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def build(config: Config, *, attention: AttentionBackend) -> Transformer:
+    return Transformer(config, attention)
+
+
+EXAMPLE: dict[str, object] = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab": 64, "context": 128}
