@@ -1,0 +1,125 @@
+"""vlmkit's own folder: preset.yaml, model.safetensors, tokenizer.json, lock.json. It explains itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+
+from .. import registry
+from ..compose import preset as presets
+from ..contracts import PartConfig
+from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
+from .tensors import ONE, once
+
+if TYPE_CHECKING:
+    from ..compose.preset import Preset
+    from ..model.vlm import VLM
+    from ..processing.processor import Processor
+
+PRESET, TOKENIZER, LOCK = "preset.yaml", "tokenizer.json", "lock.json"
+
+
+def is_native(folder: Path) -> bool:
+    return (folder / PRESET).is_file() and (folder / LOCK).is_file()
+
+
+def save(model: VLM, processor: Processor, folder: str | Path) -> Path:
+    """Write a folder that `load` reads back. It appears whole or not at all; an older one is replaced whole."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_native(folder))):
+        raise WeightsError("is already there and is no vlmkit checkpoint; nothing was written", where=folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(model, processor, beside)
+        _swap(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _write(model: VLM, processor: Processor, folder: Path) -> None:
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / ONE, metadata={"format": "pt"})
+    home = processor.preset.model_copy(update={"weights": (presets.Weights.model_validate(
+        {"from": ".", "format": "native"}),)})
+    (folder / PRESET).write_text(presets.dump(home), "utf-8")
+    (folder / TOKENIZER).write_text(processor.tokenizer.to_json(), "utf-8")
+    files = {file.name: digest(file) for file in sorted(folder.iterdir())}
+    lock = {"versions": _versions(processor.preset), "files": files}
+    (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+    folder.chmod(0o755)  # mkdtemp makes it private
+
+
+def _swap(beside: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the lock's length and SHA-256."""
+    try:
+        files = json.loads((folder / LOCK).read_text("utf-8"), object_pairs_hook=once)["files"].items()
+        wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        raise CheckpointFormatError("is not a lock file", where=folder / LOCK) from None
+    for name, (size, sha256) in wanted.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointFormatError(f"{name!r} is in the lock file but not in the folder", where=folder)
+        found = digest(file)
+        if (found["bytes"], found["sha256"]) != (size, sha256):
+            raise CheckpointCorruptError(f"sha256 {found['sha256'][:12]}… over {found['bytes']} bytes, written as "
+                                         f"{sha256[:12]}… over {size}", where=file,
+                                         hint="copy the folder again, or pass verify=False if you changed it yourself")
+
+
+def digest(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": sha256}
+
+
+def _versions(preset: Preset) -> dict[str, str]:
+    """Of vlmkit, torch, and every plugin that gave a part."""
+    owners = {"vlmkit", "torch"}
+    for part in _parts(preset):
+        owner = registry.owner(type(part))
+        owners |= {owner} if owner else set()
+    found = {}
+    for name in sorted(owners):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _parts(node: Any) -> list[PartConfig]:
+    fields = [getattr(node, name) for name in type(node).model_fields] if hasattr(type(node), "model_fields") else []
+    below = [part for value in fields for item in (value if isinstance(value, tuple | list) else [value])
+             for part in _parts(item)]
+    return [node, *below] if isinstance(node, PartConfig) else below
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

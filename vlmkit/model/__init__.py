@@ -1,0 +1,1 @@
+"""The model: parts put together, rehearsed on the meta device, and run."""

@@ -1,0 +1,94 @@
+"""One class for every composition: encode what is seen, splice it into what is said, run the decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..types import Batch, Features, KVCache, Layout, Visual
+
+if TYPE_CHECKING:
+    from ..contracts import Decoder, Packer, Projector, Tiler, VideoSampler, VisionTower
+
+
+class Stream(nn.Module):
+    """The path of one modality. A tower or projector of its own stands in for the shared one."""
+
+    def __init__(self, packer: Packer, tiler: Tiler, sampler: VideoSampler | None = None,
+                 tower: VisionTower | None = None, projector: Projector | None = None) -> None:
+        super().__init__()
+        self.tower, self.projector, self.packer = tower, projector, packer
+        self.tiler, self.sampler = tiler, sampler
+        self.features = nn.Identity()  # observation points: what the tower saw, what reaches the decoder
+        self.tokens = nn.Identity()
+
+
+class VLM(nn.Module):
+    """A vision-language model. Attributes carry the names of the preset's sections.
+
+    tower, projector, decoder   shared parts
+    image, video                streams, None when the model does not take that modality
+    separators                  learned vectors of decoder width that packers lay between tokens
+    """
+
+    def __init__(self, tower: VisionTower, projector: Projector, decoder: Decoder, image: Stream | None,
+                 video: Stream | None) -> None:
+        super().__init__()
+        self.tower, self.projector, self.decoder = tower, projector, decoder
+        self.image, self.video = image, video
+        names = sorted({name for s in (image, video) if s is not None for name in s.packer.separators})
+        # drawn like an embedding row of unit norm, as the released models start theirs
+        self.separators = nn.ParameterDict({n: torch.randn(decoder.width) * decoder.width**-0.5 for n in names})
+
+    def stream(self, kind: str) -> Stream:
+        """The stream of a kind, or one clear error."""
+        found: Stream | None = getattr(self, kind)
+        if found is None:
+            raise ShapeError(f"this model takes no {kind}", where=kind, hint=f"give the preset a section `{kind}`")
+        return found
+
+    def forward(self, batch: Batch, cache: list[KVCache] | None = None) -> Tensor:
+        """Hidden states, sequences laid end to end.   [total, width]"""
+        x = self.splice(batch.ids, batch.slots, self.encode(batch.visuals))
+        return self.decoder(x, batch.lens, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[any, width] -> [any, vocab], float32"""
+        return self.decoder.logits(hidden)
+
+    def encode(self, visuals: list[Visual]) -> list[Tensor]:
+        """What each picture or clip is to the decoder, in the order given.   list of [tokens, width]"""
+        seen: dict[int, Tensor] = {}
+        for kind in ("image", "video"):
+            chosen = [i for i, v in enumerate(visuals) if v.layout.kind == kind]
+            if chosen:
+                packed = self._pack(kind, [visuals[i] for i in chosen])
+                seen.update(zip(chosen, packed, strict=True))
+        return [seen[i] for i in range(len(visuals))]
+
+    def splice(self, ids: Tensor, slots: Tensor, seen: list[Tensor]) -> Tensor:
+        """Embed the ids and lay the visual tokens over their slots.   [total], [visual] -> [total, width]"""
+        x = self.decoder.embed(ids)
+        given = sum(len(tokens) for tokens in seen)
+        if given != len(slots):
+            raise ShapeError(f"{len(slots)} slots but {given} visual tokens ({[len(t) for t in seen]}); "
+                             "the batch was planned with another packer than the model's")
+        return x.index_copy(0, slots, torch.cat(seen).to(x.dtype)) if seen else x
+
+    def _pack(self, kind: str, visuals: list[Visual]) -> list[Tensor]:
+        """One tower call for all tiles of a stream."""
+        stream = self.stream(kind)
+        tower = self.tower if stream.tower is None else stream.tower
+        features: Features = tower(torch.cat([v.pixels for v in visuals]))
+        features = features._replace(tokens=stream.features(features.tokens))
+        packed = self.pack(kind, features, [v.layout for v in visuals])
+        return [stream.tokens(tokens) for tokens in packed]
+
+    def pack(self, kind: str, features: Features, layouts: list[Layout]) -> list[Tensor]:
+        """Tower features -> one [tokens, width] for each visual. What counts tokens on meta is this same call."""
+        stream = self.stream(kind)
+        project = self.projector if stream.projector is None else stream.projector
+        return stream.packer(features, layouts, project, self.separators)

@@ -1,0 +1,1 @@
+"""Training on one device, readable from top to bottom."""
