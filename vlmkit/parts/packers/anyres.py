@@ -1,0 +1,95 @@
+"""The whole picture, then its tiles put together again to one map, without padding, with a newline behind each row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlmkit.contracts import PartConfig, Projector
+from vlmkit.errors import ShapeError
+from vlmkit.types import Features, Layout
+
+SLACK = 1.1  # maps up to this much larger than the budget (along one edge) stay; the released models learned so
+
+
+class Config(PartConfig):
+    """What happens to the map of the tiles."""
+
+    unpad: bool = Field(True, description="cut away rows or columns that only held padding")
+    newline: Literal["none", "row"] = Field("row", description="the newline vector: nowhere, or behind each row")
+    budget: float | None = Field(None, gt=0, description="shrink the map to about so many tiles' worth of tokens")
+
+
+class AnyRes(nn.Module):
+    """LLaVA-NeXT without a budget, LLaVA-OneVision with one of 9 tiles."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.separators = () if config.newline == "none" else ("newline",)
+
+    def forward(self, features: Features, layouts: list[Layout], project: Projector,
+                separators: Mapping[str, Tensor]) -> list[Tensor]:
+        """[tiles of all, tokens, width] -> one [tokens of the whole + rows * (cols + 1), out] for each visual"""
+        features = project(features)
+        if not features.rows:
+            raise ShapeError("needs rows and columns", hint="pack with `flat`, or project with a part that keeps the grid")
+        newline = separators["newline"].to(features.tokens) if self.separators else None
+        tiles = features.tokens.split([layout.tiles for layout in layouts])
+        return [self.pack(features._replace(tokens=own), layout, newline)
+                for own, layout in zip(tiles, layouts, strict=True)]
+
+    def pack(self, features: Features, layout: Layout, newline: Tensor | None) -> Tensor:
+        """One picture.   [1 + rows * cols of tiles, tokens, out] -> [tokens, out]"""
+        if not layout.rows or not layout.cols:  # the whole picture is all there is; a clip's frames come like this too
+            whole = features.tokens.flatten(0, 1)
+            return whole if newline is None else torch.cat([whole, newline[None]])
+        grid = assemble(features, layout)
+        if self.config.unpad:
+            grid = unpad(grid, layout)
+        if self.config.budget is not None:
+            grid = shrink(grid, self.config.budget * features.rows * features.cols)
+        if newline is not None:
+            grid = torch.cat([grid, newline.expand(len(grid), 1, -1)], dim=1)
+        return torch.cat([features.tokens[0], grid.flatten(0, 1)])
+
+
+def assemble(features: Features, layout: Layout) -> Tensor:
+    """Tiles 1, 2, ... to one map.   [1 + rows * cols of tiles, tokens, out] -> [all rows, all cols, out]"""
+    patches = features.tokens[1:, features.prefix :]
+    grid = patches.reshape(layout.rows, layout.cols, features.rows, features.cols, -1)
+    return grid.transpose(1, 2).reshape(layout.rows * features.rows, layout.cols * features.cols, -1)
+
+
+def unpad(grid: Tensor, layout: Layout) -> Tensor:
+    """Cut away rows or columns that only held padding.   [rows, cols, out] -> [fewer rows or cols, out]"""
+    rows, cols = grid.shape[:2]
+    # to 7 decimals before truncating: transformers' rule; it keeps both ends of its processor and model equal
+    if layout.width / layout.height > cols / rows:
+        edge = (rows - int(round(layout.height * (cols / layout.width), 7))) // 2
+        return grid[edge : rows - edge]
+    edge = (cols - int(round(layout.width * (rows / layout.height), 7))) // 2
+    return grid[:, edge : cols - edge]
+
+
+def shrink(grid: Tensor, most: float) -> Tensor:
+    """Bilinear, not antialiased, to at most about `most` tokens.   [rows, cols, out] -> [rows', cols', out]"""
+    rows, cols = grid.shape[:2]
+    times = math.sqrt(rows * cols / most)
+    if times <= SLACK:
+        return grid
+    size = max(1, int(rows // times)), max(1, int(cols // times))
+    return F.interpolate(grid.permute(2, 0, 1)[None], size, mode="bilinear")[0].permute(1, 2, 0)
+
+
+def build(config: Config, *, width: int, out: int) -> AnyRes:
+    return AnyRes(config)
+
+
+EXAMPLE = {"unpad": True, "newline": "row", "budget": 9}
