@@ -1,0 +1,112 @@
+"""A preset file and all it extends -> one tree. Inheritance stays in its own folder or an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmkit.errors import PresetError, PresetSafetyError, PresetSyntaxError
+from vlmkit.limits import current
+
+from .find import Found, find, installed, within
+from .merge import lay
+from .nodes import Node, parse
+
+
+def read(name: str) -> Node:
+    """The named preset, over everything it extends; its `name` filled in."""
+    found = find(name)
+    tree = _Files().read(found, ())
+    tree.value.setdefault("name", Node(found.name, str(found.path.name)))
+    return tree
+
+
+class _Files:
+    """The files of one preset, counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, found: Found, above: tuple[Path, ...]) -> Node:
+        """`above` are the files that led here, which may not come again."""
+        limits, path = current(), found.path.resolve()
+        if path in above:
+            circle = " -> ".join(p.name for p in (*above[above.index(path) :], path))
+            raise PresetSafetyError(f"extends itself: {circle}", where=found.path)
+        self.count += 1
+        for what, field, got in (("levels", "preset_max_extends", len(above)), ("files", "preset_max_files", self.count)):
+            if got > (most := getattr(limits, field)):
+                setting = field.replace("_", ".", 1)
+                raise PresetSafetyError(f"extends too many {what}", where=found.path, limit=most, got=got, setting=setting)
+        tree = _open(found)
+        below: Node | None = None
+        for place, base in _extends(tree):
+            layer = self.read(_base(base, found, place), (*above, path))
+            layer.value.pop("name", None)
+            below = lay(below, layer)
+        return lay(below, tree)
+
+
+def _open(found: Found) -> Node:
+    """One file as a tree, paths beside it made whole."""
+    most = current().preset_max_bytes
+    if (size := found.path.stat().st_size) > most:
+        raise PresetSafetyError("too long", where=found.path, limit=most, got=size, setting="preset.max_bytes")
+    try:
+        text = found.path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PresetSyntaxError(f"not UTF-8 at byte {error.start}", where=found.path) from None
+    except OSError as error:
+        raise PresetError(error.strerror or "cannot be read", where=found.path) from None
+    tree = parse(text, found.path.name)
+    if not isinstance(tree.value, dict):
+        raise PresetSyntaxError("a preset is a mapping of sections", where=tree.place)
+    return _beside(tree, found.path.parent)
+
+
+def _extends(tree: Node) -> list[tuple[str, str]]:
+    """The names under `extends` and where they stand; takes them out of the tree."""
+    said = tree.value.pop("extends", Node([], tree.place))
+    items = said.value if isinstance(said.value, list) else [said]
+    for item in items:
+        if not isinstance(item.value, str):
+            raise PresetSyntaxError(f"extends takes names, got {item.value!r}", where=item.place)
+    return [(item.place, item.value) for item in items]
+
+
+def _base(name: str, child: Found, place: str) -> Found:
+    """What `extends` may reach: files under the preset's own folder, then installed ones, and never itself."""
+    if "${" in name or name.startswith(("/", "~")) or ".." in Path(name).parts:
+        raise PresetSafetyError(f"extends {name[:80]!r}: only names inside this folder or an installed package", where=place)
+    own = child.path.resolve()
+    roots = [(child.owner, folder) for folder in dict.fromkeys((child.path.parent, child.folder))] + installed()
+    itself = False
+    for owner, folder in roots:
+        found = within(folder, name.removeprefix("./").removesuffix(".yaml"), owner)
+        if found is None:
+            continue
+        if not found.installed and not found.path.resolve().is_relative_to(folder.resolve()):
+            raise PresetSafetyError(f"extends {name[:80]!r}, a link that leads out of its folder", where=place)
+        if found.path.resolve() != own:
+            return found
+        itself = True
+    if itself:
+        raise PresetSafetyError("extends itself", where=place)
+    try:
+        outside = f"; {find(name).path} lies outside"
+    except PresetError as error:
+        outside = f"; {error.hint}" if error.hint else ""
+    raise PresetError(f"extends {name[:80]!r}, which is neither in its own folder nor installed{outside}", where=place)
+
+
+def _beside(node: Node, folder: Path, key: Any = None) -> Node:
+    """`from: .` and `file: ./chat.jinja` name things beside the file."""
+    if isinstance(node.value, dict):
+        return Node({k: _beside(child, folder, k) for k, child in node.value.items()}, node.place)
+    if isinstance(node.value, list):
+        return Node([_beside(child, folder) for child in node.value], node.place)
+    if key not in ("from", "file") or not isinstance(node.value, str) or not (node.value + "/").startswith("./"):
+        return node
+    if ".." in Path(node.value).parts:
+        raise PresetSafetyError(f"{node.value[:80]!r} leads out of its folder", where=node.place)
+    return Node(str(folder.resolve() / node.value), node.place)
