@@ -1,0 +1,27 @@
+"""The command line. Each command is a file of this folder, added through the hook that any plugin has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmkit.hookspecs import hookimpl
+
+
+@hookimpl
+def vlmkit_commands(commands: Any) -> None:
+    """In the order of a first visit: look around, look at one, use it."""
+    from .chat import chat
+    from .check import check
+    from .diff import diff
+    from .doctor import doctor
+    from .explain import explain
+    from .generate import generate
+    from .limits import limits
+    from .parts import parts
+    from .plugins import plugins
+    from .presets import presets
+    from .show import show
+    from .tokens import tokens
+
+    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, doctor, limits):
+        commands.command()(command)

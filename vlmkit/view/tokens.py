@@ -1,0 +1,122 @@
+"""The tokens a visual becomes, laid out row by row in reading order, each in the colour of what it saw."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..types import Layout
+from .drawing import FAINT, INK, MARGIN, NEWLINE, PAPER, PREFIX, font, legend
+from .tiles import GAP, TOP, WIDTH
+from .trace import Token, Trace, sheets
+
+LABEL = 58  # room for the number of a row's first token
+
+
+class Row(list[Token]):
+    """Tokens that lie on one line; `first` is the number of the first of them."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+
+def rows(trace: Trace) -> list[Row]:
+    """Cut the row of tokens where a line of the picture ends."""
+    found: list[Row] = []
+    for number, token in enumerate(trace.tokens):
+        before = trace.tokens[number - 1] if number else None
+        if before is None or _breaks(before, token):
+            found.append(Row(number))
+        found[-1].append(token)
+    return found
+
+
+def _breaks(before: Token, token: Token) -> bool:
+    if token.kind == "separator":
+        return False
+    return before.kind == "separator" or before.sheet != token.sheet or abs(before.y - token.y) > 1e-3
+
+
+def draw(tiles: Tensor, layout: Layout, trace: Trace, grid: tuple[int, int]) -> Image.Image:
+    """One block for each sheet.   tiles uint8 [tiles, 3, side, side]; grid: patches of one tile, rows and cols"""
+    colours = [c.permute(1, 2, 0).tolist() for c in sheets(F.adaptive_avg_pool2d(tiles.float(), grid), layout)]
+    blocks = [list(block) for _, block in groupby(rows(trace), key=lambda row: row[0].sheet)]
+    cell = _cell(blocks)
+    spots, height = _flow(blocks, cell)
+    panel = Image.new("RGB", (WIDTH, height + 52), PAPER)
+    pen = ImageDraw.Draw(panel)
+    for block, (x, y) in zip(blocks, spots, strict=True):
+        pen.text((x, y - 30), _title(block, layout), font=font(16), fill=INK)
+        for line, row in enumerate(block):
+            _line(pen, row, colours, (x, y + line * cell), cell, numbered=line % max(1, round(22 / cell)) == 0)
+    legend(pen, (MARGIN, panel.height - 36), _legend(trace))
+    return panel
+
+
+def _cell(blocks: list[list[Row]]) -> int:
+    """The size of one token, so that the widest blocks of one line fill the panel."""
+    widths = [max(len(row) for row in block) for block in blocks]
+    side_by_side = min(len(blocks), 4)
+    room = WIDTH - 2 * MARGIN - side_by_side * LABEL - (side_by_side - 1) * GAP
+    return max(3, min(18, room // max(sum(widths[i : i + side_by_side]) for i in range(0, len(blocks), side_by_side))))
+
+
+def _flow(blocks: list[list[Row]], cell: int) -> tuple[list[tuple[int, int]], int]:
+    """Upper left corner of each block, from left to right, then down; and where all of it ends."""
+    spots, x, y, lowest = [], MARGIN, TOP, 0
+    for block in blocks:
+        wide = max(len(row) for row in block) * cell + LABEL
+        if spots and x + wide > WIDTH - MARGIN:
+            x, y = MARGIN, lowest + 48
+        spots.append((x, y))
+        lowest = max(lowest, y + len(block) * cell)
+        x += max(wide, 190) + GAP
+    return spots, lowest
+
+
+def _line(pen: ImageDraw.ImageDraw, row: Row, colours: list[list[list[list[float]]]], at: tuple[int, int], cell: int,
+          numbered: bool) -> None:
+    x, y = at
+    if numbered:
+        pen.text((x + LABEL - 8, y + cell / 2), str(row.first), font=font(11), fill=FAINT, anchor="rm")
+    for number, token in enumerate(row):
+        left = x + LABEL + number * cell
+        pen.rectangle((left, y, left + cell - 2, y + cell - 2), fill=_colour(token, colours))
+
+
+def _colour(token: Token, colours: list[list[list[list[float]]]]) -> tuple[int, int, int]:
+    if token.kind != "patch":
+        return NEWLINE if token.kind == "separator" else PREFIX
+    sheet = colours[token.sheet]
+    red, green, blue = sheet[min(round(token.y), len(sheet) - 1)][min(round(token.x), len(sheet[0]) - 1)]
+    return int(red), int(green), int(blue)
+
+
+def _title(block: list[Row], layout: Layout) -> str:
+    name = f"frame {block[0][0].sheet}" if layout.kind == "video" else ("tiles" if block[0][0].sheet else "whole picture")
+    return f"{name}: {sum(map(len, block))} tokens{_shape(block)}"
+
+
+def _shape(block: list[Row]) -> str:
+    """How the sum comes about, when all lines are alike."""
+    patches = {sum(token.kind == "patch" for token in row) for row in block}
+    others = [sum(token.kind != "patch" for token in row) for row in block]
+    if len(patches) > 1:
+        return ""
+    if set(others) <= {1} and others:
+        return f" = {len(block)} x ({patches.pop()} + newline)"
+    return f" = {len(block)} x {patches.pop()}" + (f" + {sum(others)}" if any(others) else "")
+
+
+def _legend(trace: Trace) -> list[tuple[tuple[int, int, int], str]]:
+    kinds = {token.kind for token in trace.tokens}
+    entries = [((150, 160, 175), "a patch, or several pooled, in its own colour; numbers count tokens")]
+    if "separator" in kinds:
+        entries.append((NEWLINE, "a newline: a learned vector that ends a line"))
+    if "prefix" in kinds:
+        entries.append((PREFIX, "a class token"))
+    return entries
