@@ -1,0 +1,1 @@
+"""Files and words in, a row of tokens out."""

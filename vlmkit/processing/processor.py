@@ -1,0 +1,159 @@
+"""Conversations to batches: pixels, ids, slots and labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ..errors import ContextLengthError, MediaLimitError, PresetError, TokenizerError
+from ..limits import current
+from ..model.rehearse import count
+from ..types import IGNORED, Batch, Layout, Sample, Seen, Turn, Visual
+from . import conversation
+from .batch import lay
+from .clips import Frames, probe
+from .pictures import Picture, look
+from .tokenizer import Prompt, Tokenizer
+
+Policy = Literal["refuse", "drop_media", "drop_turns"]
+
+
+class Planned(NamedTuple):
+    """A picture or clip before its pixels are looked at."""
+
+    source: Picture | Frames
+    layout: Layout
+    wanted: list[int]  # frames of a clip
+    tokens: int
+
+
+class Processor:
+    """Prepares conversations for one model.
+
+    skeleton  the model on the meta device: it counts tokens and cuts tiles, and needs no weights
+    """
+
+    def __init__(self, preset: Any, skeleton: Any, tokenizer: Tokenizer) -> None:
+        self.preset, self.skeleton, self.tokenizer = preset, skeleton, tokenizer
+        self.chat = preset.chat.build()
+        given = preset.tokenizer
+        self.marks = {"image": given.image if given else "<image>", "video": given.video if given else "<video>"}
+        self.context: int = skeleton.decoder.context
+        if tokenizer.size > skeleton.decoder.vocab:
+            raise TokenizerError(f"the tokenizer gives ids up to {tokenizer.size - 1}, the decoder knows "
+                                 f"{skeleton.decoder.vocab}", where=tokenizer.where)
+        ends = {stop: tokenizer.id_of(stop) for stop in self.chat.stops}
+        self.stop_ids: tuple[int, ...] = tuple(id for id in ends.values() if id is not None)
+        self.stop_strings: tuple[str, ...] = tuple(stop for stop, id in ends.items() if id is None)
+
+    def placeholder(self, kind: Literal["image", "video"]) -> int:
+        """The id at the slots of a kind; 0 where the tokenizer has no token for it."""
+        return self.tokenizer.id_of(self.marks[kind]) or 0
+
+    def __call__(self, conversations: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse"
+                 ) -> Batch:
+        """One conversation, or a list of them, to one batch. `reply` opens the answer the model is to write."""
+        several = isinstance(conversations, list | tuple) and bool(conversations) and not _is_message(conversations[0])
+        return lay([self.sample(c, reply, labels, too_long) for c in (conversations if several else [conversations])])
+
+    def sample(self, messages: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse") -> Sample:
+        """One conversation as numbers."""
+        turns, media = conversation.read(messages)
+        planned = self._plan(media)
+        while True:
+            prompt = self._read(turns, reply)
+            total = len(prompt.ids) + sum(planned[seen.index].tokens - 1 for seen in prompt.seen)
+            if total <= self.context:
+                break
+            turns = self._shorten(turns, prompt, planned, total, too_long)
+        return self._fill(prompt, planned, labels)
+
+    def _plan(self, media: Sequence[tuple[Literal["image", "video"], Any]]) -> list[Planned]:
+        """Open headers, cut on paper, count tokens."""
+        alone = sum(kind == "image" for kind, _ in media) == 1  # clips do not make a picture less alone
+        planned: list[Planned] = []
+        pixels = 0
+        for kind, source in media:
+            stream = getattr(self.skeleton, kind, None)
+            if stream is None:
+                raise PresetError(f"{self.preset.name} has no {kind} stream", where=kind)
+            if kind == "image":
+                picture = look(source)
+                layout = stream.tiler.plan(picture.height, picture.width, alone)
+                entry = Planned(picture, layout, [], count(self.skeleton, layout))
+                pixels += picture.height * picture.width
+            else:
+                clip = probe(source)
+                wanted = clip.choose(stream.sampler)
+                layout = Layout("video", clip.height, clip.width, frames=len(wanted))
+                entry = Planned(clip, layout, wanted, count(self.skeleton, layout))
+            planned.append(entry)
+        if pixels > (most := current().media_max_total_pixels):
+            raise MediaLimitError("the pictures are too large together", limit=most, got=pixels,
+                                  setting="media.max_total_pixels")
+        return planned
+
+    def _read(self, turns: list[Turn], reply: bool) -> Prompt:
+        return self.tokenizer.encode(self.chat.render(turns, reply), self.marks, self.stop_ids)
+
+    def _shorten(self, turns: list[Turn], prompt: Prompt, planned: list[Planned], total: int, policy: Policy
+                 ) -> list[Turn]:
+        """Leave out the oldest visual or the oldest exchange, whole. A picture is never cut."""
+        if policy == "drop_media" and prompt.seen:
+            oldest = prompt.seen[0]
+            warnings.warn(f"{total} tokens do not fit {self.context}: left out {_name(oldest, planned)}", stacklevel=4)
+            return [Turn(turn.role, [part for part in turn.content if part != oldest]) for turn in turns]
+        if policy == "drop_turns":
+            start = int(turns[0].role == "system")
+            later = [at for at, turn in enumerate(turns) if turn.role == "user" and at > start]
+            if later:
+                warnings.warn(f"{total} tokens do not fit {self.context}: left out {later[0] - start} turns",
+                              stacklevel=4)
+                return turns[:start] + turns[later[0] :]
+        shares = {seen: planned[seen.index].tokens for seen in prompt.seen}
+        visual = sum(shares.values())
+        text = f"{total} tokens, of which {visual} are pictures and clips; the model reads {self.context}"
+        if shares and (largest := max(shares, key=lambda seen: shares[seen])):
+            text += f"; the largest is {_name(largest, planned)}"
+        raise ContextLengthError(text, limit=self.context, got=total, hint="send fewer or smaller pictures, fewer "
+                                 "frames or less text, or allow too_long='drop_media' or 'drop_turns'")
+
+    def _fill(self, prompt: Prompt, planned: list[Planned], labels: bool) -> Sample:
+        """Repeat each visual's id as often as it has tokens, and cut its pixels."""
+        ids: list[int] = []
+        slots: list[int] = []
+        learned: list[int] = []
+        seen = dict(zip(prompt.slots, prompt.seen, strict=True))
+        for at, id in enumerate(prompt.ids):
+            if at in seen:
+                tokens = planned[seen[at].index].tokens
+                slots += range(len(ids), len(ids) + tokens)
+                ids += [id] * tokens
+                learned += [IGNORED] * tokens
+            else:
+                ids.append(id)
+                learned.append(id if prompt.learned[at] else IGNORED)
+        visuals = [self._cut(planned[s.index]) for s in prompt.seen]
+        return Sample(ids, slots, visuals, learned if labels else None)
+
+    def _cut(self, planned: Planned) -> Visual:
+        """Pixels -> uint8 [tiles, 3, side, side]"""
+        stream = getattr(self.skeleton, planned.layout.kind)
+        if isinstance(planned.source, Picture):
+            return Visual(stream.tiler.cut(planned.source.decode(), planned.layout), planned.layout)
+        frames = planned.source.read(planned.wanted)
+        plan = stream.tiler.plan(planned.layout.height, planned.layout.width, False)
+        return Visual(torch.cat([stream.tiler.cut(frame, plan) for frame in frames]), planned.layout)
+
+
+def _name(seen: Seen, planned: list[Planned]) -> str:
+    layout = planned[seen.index].layout
+    size = f"{layout.width} x {layout.height}" + (f", {layout.frames} frames" if layout.frames else "")
+    return f"{seen.kind} {seen.index + 1} ({size}: {planned[seen.index].tokens} tokens)"
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict)

@@ -1,0 +1,264 @@
+"""A thin face over `tokenizers`: pieces of a conversation to ids, ids to text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import tokenizers
+
+from ..errors import PromptError, TokenizerError
+from ..limits import current
+from ..types import Learned, Said, Seen
+
+T = TypeVar("T")
+Piece = str | Said | Seen | Learned
+ROUNDS = 8  # a special string may hide another one; nobody nests them deeper
+
+
+class Prompt(NamedTuple):
+    """A conversation as ids. Every visual is still one id.
+
+    slots    positions in ids where `seen[i]` belongs, in reading order
+    learned  for each id: is it one the model is trained to say
+    """
+
+    ids: list[int]
+    slots: list[int]
+    seen: list[Seen]
+    learned: list[bool]
+
+
+class Token(NamedTuple):
+    id: int
+    start: int  # characters of the whole text
+    end: int
+
+
+class Script(NamedTuple):
+    """A conversation as one text, with what each character is."""
+
+    text: str
+    said: bytearray  # 1 where somebody spoke: no special token may come of it
+    learned: bytearray
+    places: dict[int, Seen]  # where the text of a placeholder begins
+    gaps: list[tuple[int, Seen]]  # visuals without a placeholder token; the text is cut there
+
+
+class Tokenizer:
+    """Pieces to ids, exactly as the tokenizer would read the whole prompt, except that speech stays speech."""
+
+    def __init__(self, source: str | bytes, where: object = "tokenizer.json") -> None:
+        self.source = source if isinstance(source, str) else _guard(lambda: source.decode("utf-8"), where)
+        self.where = str(where)
+        self.raw = _open(self.source, self.where)
+        added = _guard(self.raw.get_added_tokens_decoder, where)
+        self.added: dict[str, int] = {token.content: id for id, token in added.items()}
+        self.special: frozenset[int] = frozenset(id for id, token in added.items() if token.special)
+        words = _guard(lambda: self.raw.get_vocab(with_added_tokens=True), where)
+        if len(set(words.values())) != len(words):
+            raise TokenizerError("two strings share one id", where=where)
+        self.size = max(words.values(), default=-1) + 1  # smallest embedding that holds every id
+        self.before, self.after = self._around()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """From `tokenizer.json`, or the folder that holds it."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        most = current().tokenizer_max_bytes
+        if not path.is_file():
+            raise TokenizerError("no such file", where=path)
+        if (size := path.stat().st_size) > most:
+            raise TokenizerError("too large", where=path, limit=most, got=size, setting="tokenizer.max_bytes")
+        return cls(path.read_bytes(), path)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.source, encoding="utf-8")
+
+    def id_of(self, string: str) -> int | None:
+        """The id of a string that is always a token of its own, such as `</s>` or `<image>`."""
+        return self.added.get(string)
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of some ids, by default without special tokens."""
+        most = self.size
+        known = [int(id) for id in ids if 0 <= int(id) < most]  # an embedding may have spare rows
+        text: str = _guard(lambda: self.raw.decode(known, skip_special_tokens=not special), self.where)
+        return text
+
+    def encode(self, pieces: Iterable[Piece], marks: Mapping[str, str], apart: Collection[int] = ()) -> Prompt:
+        """Read the whole prompt once.
+
+        marks  kind -> placeholder, such as {"image": "<image>"}; one that is no token of this tokenizer
+               gets id 0 in a gap between separately read texts, as in the original repositories
+        apart  further ids that speech must never give
+        """
+        script = _script(pieces, marks, self.added)
+        held = {self.added[m] for m in marks.values() if m in self.added}
+        tokens = self._read(script, self.special | held | set(apart))
+        return self._place(tokens, script, held)
+
+    def _read(self, script: Script, forbidden: frozenset[int]) -> list[Token]:
+        """Tokens of the script; cut inside special strings that somebody spoke, and nowhere else."""
+        cuts = {at: False for at, _ in script.gaps}  # position -> does a sentence go on there
+        for _ in range(ROUNDS):
+            tokens = self._chunks(script.text, cuts)
+            if not self._cut(tokens, script, forbidden, cuts):
+                return tokens
+        raise PromptError("the text hides special tokens in special tokens", hint="leave them out")
+
+    def _cut(self, tokens: list[Token], script: Script, forbidden: frozenset[int], cuts: dict[int, bool]) -> bool:
+        """Add a cut for each spoken special token, and one where the words after it end. Was there one?"""
+        going_on = found = False
+        ordinary = set(self.added.values())
+        for token in tokens:
+            if token.id not in ordinary and token.id not in forbidden:
+                continue
+            start, end = _core(token, script.text)
+            if token.id in forbidden and any(script.said[start:end]):
+                if end - start < 2:
+                    raise PromptError(f"{script.text[start:end]!r} is a special token and cannot be said")
+                cuts[start + 1] = going_on = found = True
+            elif going_on:
+                cuts.setdefault(token.start, False)
+                going_on = False
+        return found
+
+    def _chunks(self, text: str, cuts: dict[int, bool]) -> list[Token]:
+        """Read the text between cuts; a chunk that goes on a sentence gets no space before its first word."""
+        edges = [0, *sorted(cuts), len(text)]
+        parts = [(a, b, cuts.get(a, False)) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        tokens: list[Token] = []
+        for start, end, goes_on in parts:
+            reader = self._inner if goes_on else self.raw
+            read = _guard(lambda r=reader, a=start, b=end: r.encode(text[a:b], add_special_tokens=False), self.where)
+            tokens += [Token(id, a + start, b + start) for id, (a, b) in zip(read.ids, read.offsets, strict=True)]
+        return tokens
+
+    def _place(self, tokens: list[Token], script: Script, held: set[int]) -> Prompt:
+        """Tokens -> Prompt: what is a slot, what is learned, and what the tokenizer puts around a prompt."""
+        prompt = Prompt([], [], [], [])
+        gaps = list(reversed(script.gaps))
+
+        def put(id: int, learned: bool = False, seen: Seen | None = None) -> None:
+            if seen is not None:
+                prompt.slots.append(len(prompt.ids))
+                prompt.seen.append(seen)
+            prompt.ids.append(id)
+            prompt.learned.append(learned)
+
+        written = bool(self.before) and bool(tokens) and tokens[0].id == self.before[0]  # the template did it
+        for id in self.before[written * len(self.before) :]:
+            put(id)
+        for token in tokens:
+            while gaps and gaps[-1][0] <= token.start:
+                put(0, seen=gaps.pop()[1])
+            seen = script.places.get(_core(token, script.text)[0]) if token.id in held else None
+            put(token.id, bool(script.learned[max(token.end - 1, token.start)]), seen)
+        for _, seen in reversed(gaps):
+            put(0, seen=seen)
+        for id in self.after:
+            put(id)
+        wanted = len(script.places) + len(script.gaps)
+        if len(prompt.slots) != wanted:
+            raise TokenizerError(f"{wanted} visuals, but the tokenizer kept {len(prompt.slots)} of their placeholders",
+                                 where=self.where)
+        return prompt
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Ids that the post-processor puts before and after a text."""
+        read = _guard(lambda: self.raw.encode("a", add_special_tokens=True), self.where)
+        mask = read.special_tokens_mask
+        inside = [at for at, put in enumerate(mask) if not put]
+        first, last = (inside[0], inside[-1] + 1) if inside else (len(mask), len(mask))
+        return list(read.ids[:first]), list(read.ids[last:])
+
+    @cached_property
+    def _inner(self) -> tokenizers.Tokenizer:
+        """The same tokenizer in the middle of a text: nothing is put before the first word."""
+        tree = json.loads(self.source)
+        for part in ("normalizer", "pre_tokenizer"):
+            tree[part] = _flush(tree.get(part))
+        return _open(json.dumps(tree), self.where)
+
+
+def _script(pieces: Iterable[Piece], marks: Mapping[str, str], added: Mapping[str, int]) -> Script:
+    """Lay the pieces end to end."""
+    texts: list[str] = []
+    script = Script("", bytearray(), bytearray(), {}, [])
+    for piece in pieces:
+        here = len(script.said)
+        if isinstance(piece, Seen):
+            text = marks[piece.kind]
+            if text in added:
+                script.places[here] = piece
+            else:
+                script.gaps.append((here, piece))
+                text = ""
+        else:
+            text = piece if isinstance(piece, str) else piece.text
+        said = isinstance(piece, Said)
+        learned = isinstance(piece, Learned) or (isinstance(piece, Said) and piece.learned)
+        texts.append(text)
+        script.said.extend(bytes([said]) * len(text))
+        script.learned.extend(bytes([learned]) * len(text))
+    whole = "".join(texts)
+    _check(whole)
+    return script._replace(text=whole)
+
+
+def _check(text: str) -> None:
+    """Refuse what cannot be read: half characters, and too much."""
+    most = current().text_max_chars
+    if len(text) > most:
+        raise PromptError("the text is too long", limit=most, got=len(text), setting="text.max_chars")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"half a character (a lone surrogate) at position {error.start}") from None
+
+
+def _core(token: Token, text: str) -> tuple[int, int]:
+    """A token's span without the spaces it may swallow on either side."""
+    found = text[token.start : token.end]
+    start = token.start + len(found) - len(found.lstrip())
+    return start, start + len(found.strip())
+
+
+def _flush(node: Any) -> Any:
+    """A normalizer or pre-tokenizer without the space before the first word."""
+    if isinstance(node, list):
+        return [kept for child in node if (kept := _flush(child)) is not None]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "Prepend":
+        return None
+    node = {key: _flush(value) for key, value in node.items()}
+    if node.get("type") == "Metaspace":
+        node |= {"prepend_scheme": "never"}
+        node.pop("add_prefix_space", None)
+    if node.get("type") == "ByteLevel":
+        node |= {"add_prefix_space": False}
+    return node
+
+
+def _open(source: str, where: str) -> tokenizers.Tokenizer:
+    raw = _guard(lambda: tokenizers.Tokenizer.from_str(source), where)
+    raw.no_truncation()  # files remember settings of their training
+    raw.no_padding()
+    return raw
+
+
+def _guard(call: Callable[[], T], where: object) -> T:
+    """Run native code. Its panics are no `Exception`; only the user's own interruption passes."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TokenizerError(f"the tokenizer failed: {reason}", where=where) from None
