@@ -1,4 +1,4 @@
-"""Attention written out step by step; its weights can be looked at, and the other backends are tested against it."""
+"""Attention written out step by step: its weights can be looked at, and others are tested against it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ class Eager(nn.Module):
         self.weights = nn.Identity()  # each sequence's weights pass here: [heads, its tokens, keys]
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None, window: int | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lens: Tensor,
+        cache: KVCache | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
         sequences = places(lens, cache)
@@ -31,8 +37,9 @@ class Eager(nn.Module):
             write(cache, k, v, sequences)
         seen = []
         for s in sequences:
-            new = slice(s.start, s.start + s.count)
-            keys, values = (k[new], v[new]) if cache is None else (cache.k[s.row, : s.end], cache.v[s.row, : s.end])
+            new = slice(s.start, s.start + s.length)
+            keys = k[new] if cache is None else cache.k[s.row, : s.end]
+            values = v[new] if cache is None else cache.v[s.row, : s.end]
             seen.append(self.look(q[new], keys, values, window))
         return torch.cat(seen) if seen else torch.zeros_like(q)
 
@@ -44,7 +51,8 @@ class Eager(nn.Module):
         mask = visible(q.shape[0], k.shape[0], window, q.device)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = self.weights(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
-        return (weights @ v.transpose(0, 1)).transpose(0, 1)
+        seen: Tensor = weights @ v.transpose(0, 1)
+        return seen.transpose(0, 1)
 
 
 def build(config: Config) -> Eager:

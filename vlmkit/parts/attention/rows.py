@@ -12,16 +12,16 @@ from vlmkit.types import KVCache
 
 
 class Place(NamedTuple):
-    """One sequence: tokens `start` to `start + count` of the row, behind `past` positions of cache row `row`."""
+    """One sequence: `length` tokens from `start` on, behind `past` positions of cache row `row`."""
 
     row: int
     start: int
-    count: int
+    length: int
     past: int
 
     @property
     def end(self) -> int:
-        return self.past + self.count
+        return self.past + self.length
 
 
 def places(lens: Tensor, cache: KVCache | None) -> list[Place]:
@@ -45,7 +45,7 @@ def write(cache: KVCache, k: Tensor, v: Tensor, sequences: list[Place]) -> None:
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
 def _targets(sequences: tuple[Place, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = [s.row for s in sequences for _ in range(s.count)]
+    rows = [s.row for s in sequences for _ in range(s.length)]
     positions = [at for s in sequences for at in range(s.past, s.end)]
     with torch.inference_mode(False):  # kept between calls, so it must also serve a later one that learns
         return torch.tensor(rows, device=device), torch.tensor(positions, device=device)

@@ -22,7 +22,13 @@ class Sdpa:
     """Sequences of equal length in one call, single new tokens in one call, everything else one by one."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None, window: int | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lens: Tensor,
+        cache: KVCache | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
         sequences = places(lens, cache)
@@ -31,8 +37,8 @@ class Sdpa:
         if not sequences:
             return torch.zeros_like(q)
         if cache is None or not any(s.past for s in sequences):
-            return fresh(q, k, v, [s.count for s in sequences], window)
-        ones = [s for s in sequences if s.count == 1]
+            return fresh(q, k, v, [s.length for s in sequences], window)
+        ones = [s for s in sequences if s.length == 1]
         if len(ones) == len(sequences):
             return step(q, cache, tuple(ones), window)
         out = torch.empty_like(q)
@@ -40,9 +46,9 @@ class Sdpa:
             at = [s.start for s in ones]
             out[at] = step(q[at], cache, tuple(ones), window)
         for s in sequences:
-            if s.count > 1:
+            if s.length > 1:
                 keys, values = cache.k[s.row : s.row + 1, : s.end], cache.v[s.row : s.row + 1, : s.end]
-                new = slice(s.start, s.start + s.count)
+                new = slice(s.start, s.start + s.length)
                 out[new] = attend(q[new][None], keys, values, window)[0]
         return out
 
@@ -50,14 +56,17 @@ class Sdpa:
 def fresh(q: Tensor, k: Tensor, v: Tensor, counts: list[int], window: int | None) -> Tensor:
     """Whole sequences, nothing before them.   q [total, heads, head] -> [total, heads, head]"""
     if len(set(counts)) == 1:
-        batch = [x.unflatten(0, (len(counts), counts[0])) for x in (q, k, v)]
-        return attend(*batch, window).flatten(0, 1)
-    pieces = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
+        q, k, v = (x.reshape(len(counts), counts[0], *x.shape[1:]) for x in (q, k, v))
+        return attend(q, k, v, window).flatten(0, 1)
+    pieces = zip(*(torch.split(x, counts) for x in (q, k, v)), strict=True)
     return torch.cat([attend(a[None], b[None], c[None], window)[0] for a, b, c in pieces])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """q [rows, count, heads, head]   k, v [rows, end, kv_heads, head]: the queries are the last `count` positions."""
+    """The queries are the last `count` positions.
+
+    q [rows, count, heads, head]   k, v [rows, end, kv_heads, head] -> [rows, count, heads, head]
+    """
     count, end = q.shape[1], k.shape[1]
     group = q.shape[2] // k.shape[2]
     if group > 1:
@@ -73,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | None) -> Tensor:
     """One new token for each sequence.   q [sequences, heads, head] -> the same
 
-    Works on a view of the cache from the first row to the last; rows in between that rest are computed and dropped.
+    Works on a view of the cache from the first row to the last; resting rows between are dropped after.
     """
     count, heads, head = q.shape
     rows, mask = _view(sequences, window, q.device)
@@ -82,14 +91,16 @@ def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | 
     if count < last - first:
         q = q.new_zeros(last - first, heads, head).index_copy_(0, rows, q)
     # heads that share a key stand where a sequence of queries would: nothing is repeated
-    grouped = q.unflatten(1, (k.shape[1], -1))
+    grouped = q.reshape(last - first, k.shape[1], -1, head)
     out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2)
     return out if count == last - first else out[rows]
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
-def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows counted from the first one [sequences], and which keys each of them sees: bool [rows, 1, 1, keys]"""
+def _view(
+    sequences: tuple[Place, ...], window: int | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Rows counted from the first [sequences], and which keys each of them sees: bool [rows, 1, 1, keys]"""
     first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
     with torch.inference_mode(False):
         rows = torch.tensor([s.row - first for s in sequences], device=device)

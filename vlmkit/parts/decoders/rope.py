@@ -19,8 +19,8 @@ class Rope(BaseModel):
 
     type: Literal["none", "linear", "dynamic", "llama3"] = "none"
     factor: float = Field(1.0, ge=1, description="how many times further")
-    low: float = Field(1.0, gt=0, description="llama3: turns within `original` below which a wave is stretched")
-    high: float = Field(4.0, gt=0, description="llama3: turns within `original` above which a wave is kept")
+    low: float = Field(1.0, gt=0, description="llama3: waves with fewer turns in `original` are stretched")
+    high: float = Field(4.0, gt=0, description="llama3: waves with more turns in `original` are kept")
     original: int = Field(8192, ge=1, description="llama3: the context before stretching")
 
 
@@ -43,7 +43,7 @@ def _stretch(waves: Tensor, rope: Rope) -> Tensor:
 
 
 def grown(head: int, theta: float, rope: Rope, context: int, ends: Tensor) -> Tensor:
-    """Dynamic: the base grows with the length of the token's own sequence.   ends [total] -> [total, head / 2]"""
+    """Dynamic: the base grows with the token's own sequence.   its length [total] -> [total, head / 2]"""
     exponent = torch.arange(0, head, 2, dtype=torch.int64, device=ends.device).float() / head
     times = rope.factor * ends.clamp(min=context) / context - (rope.factor - 1)
     return 1.0 / (theta * times ** (head / (head - 2)))[:, None] ** exponent

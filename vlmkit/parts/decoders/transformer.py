@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,14 +33,17 @@ FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
 @remember
 def sizes() -> dict[str, dict[str, Any]]:
     """Published shapes by name."""
-    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("sizes.yaml")))  # type: ignore[return-value]
+    blocks: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("sizes.yaml")))
+    return dict(blocks)
 
 
 class Config(PartConfig):
     """A named size, shapes, or a named size with some shapes of one's own."""
 
     size: str | None = Field(None, description="a name in sizes.yaml; the other fields override it")
-    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field("llama", description="defaults of bias, norms, window")
+    family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(
+        "llama", description="gives the defaults of bias, norms and window"
+    )
     width: int = Field(ge=1)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -85,10 +88,10 @@ def _block(size: object) -> dict[str, Any]:
         return {}
     if size in sizes():
         return sizes()[size]
-    near = get_close_matches(size, sizes(), n=1)
-    text = f"no size named {size!r}; there are: {', '.join(sizes())}"
-    problem = PydanticCustomError("size", "{text}", {"text": text + (f"; did you mean {near[0]!r}?" if near else "")})
-    raise ValidationError.from_exception_data("size", [InitErrorDetails(type=problem, loc=("size",), input=size)])
+    near = "".join(f"; did you mean {name!r}?" for name in get_close_matches(size, sizes(), n=1))
+    text = f"no size named {size!r}; there are: {', '.join(sizes())}{near}"
+    problem = PydanticCustomError("size", "{text}", {"text": text})
+    raise ValidationError.from_exception_data("size", [{"type": problem, "loc": ("size",), "input": size}])
 
 
 class Linear(nn.Linear):
@@ -146,7 +149,7 @@ class Attention(nn.Module):
         self.o = Linear(wide, config.width, std=std / (2 * config.layers) ** 0.5)
         self.q_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
         self.k_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
-        own = copy.deepcopy(attention)  # one for each block, so that what passes through it has a place in the tree
+        own = copy.deepcopy(attention)  # one for each block: what passes through it has a place in the tree
         if isinstance(weights := getattr(own, "weights", None), nn.Module):
             self.weights = weights
         self.attend = own
@@ -182,14 +185,16 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.eps)
         self.mlp = MLP(config, std)
 
-    def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None = None
+    ) -> Tensor:
         """[total, width] -> the same   turn: cosine and sine of each position"""
         x = x + self.attn(self.attn_norm(x), lens, turn, cache)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
-    """The decoder. Weights start from a normal distribution whose width follows from `width` ("small init")."""
+    """The decoder. Its weights start small: normal, with a deviation that follows from `width`."""
 
     def __init__(self, config: Config, attention: AttentionBackend) -> None:
         super().__init__()
@@ -204,12 +209,15 @@ class Transformer(nn.Module):
             self.head = Linear(config.width, config.vocab, std=std)
 
     def cache(self, rows: int, capacity: int) -> list[KVCache]:
-        """Zeros, not leftovers: what is masked is still multiplied, and nothing times not-a-number is not nothing."""
+        """Empty, of zeros: what is masked is still multiplied by 0, which does not stop a NaN."""
         weight = self.embed.weight
         shape = (rows, capacity, self.config.kv_heads, self.config.head)
         lens = torch.zeros(rows, dtype=torch.int64, device="cpu")
-        like = {"dtype": weight.dtype, "device": weight.device}
-        return [KVCache(torch.zeros(shape, **like), torch.zeros(shape, **like), lens) for _ in self.blocks]
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+        return [KVCache(zeros(), zeros(), lens) for _ in self.blocks]
 
     def forward(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """[total, width] -> [total, width], normalised"""
@@ -232,11 +240,12 @@ class Transformer(nn.Module):
         if cache is None:
             return torch.zeros_like(lens)
         if cache[0].lens.shape != lens.shape:
-            raise ShapeError(f"{len(lens)} lens for a cache of {len(cache[0].lens)} rows; 0 leaves a row alone")
+            rows = len(cache[0].lens)
+            raise ShapeError(f"{len(lens)} lens for a cache of {rows} rows; 0 leaves a row alone")
         longest, capacity = int((cache[0].lens + lens).max()), cache[0].k.shape[1]
         if longest > capacity:
-            raise ContextLengthError(f"a sequence of {longest} tokens does not fit a cache of {capacity}",
-                                     limit=capacity, got=longest)
+            text = f"a sequence of {longest} tokens does not fit a cache of {capacity}"
+            raise ContextLengthError(text, limit=capacity, got=longest)
         return cache[0].lens
 
     def _turn(self, lens: Tensor, past: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,4 +266,6 @@ def build(config: Config, *, attention: AttentionBackend) -> Transformer:
     return Transformer(config, attention)
 
 
-EXAMPLE: dict[str, object] = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab": 64, "context": 128}
+EXAMPLE: dict[str, object] = {
+    "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab": 64, "context": 128,
+}  # fmt: skip

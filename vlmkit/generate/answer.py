@@ -1,0 +1,105 @@
+"""The two functions people call: `generate` and `stream`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import PromptError
+
+from .engine import Engine, Model, Options, Processor, Request
+from .sample import Sampling
+
+
+def generate(
+    model: Model,
+    processor: Processor,
+    conversations: Any,
+    images: Any = None,
+    videos: Any = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    seed: int | None = None,
+    details: bool = False,
+    rows: int = 8,
+) -> Any:
+    """Answer a prompt, a conversation, or a list of them.
+
+    A text, with its `images` and `videos`, or one conversation gives one answer; a list gives a list. An
+    answer is a `str`, with `details` a `Generation`. Each conversation draws from its own generator seeded
+    with `seed`, so it gets the answer that it would get alone. `rows` is how many run side by side.
+    """
+    several, alone = _several(conversations, images, videos)
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
+    options = Options(max_new_tokens, sampling, _stops(stop), ignore_eos).check()
+    engine = Engine(model, processor, rows=max(1, min(rows, len(several))))
+    waiting, requests = deque(several), list[Request]()
+    while waiting or engine.running:
+        while waiting and engine.open:
+            requests.append(engine.admit(processor([waiting.popleft()]), options))
+        engine.step()
+    answers: list[Any] = [r.generation() if details else r.writer.text for r in requests]
+    return answers[0] if alone else answers
+
+
+def stream(
+    model: Model,
+    processor: Processor,
+    conversation: Any,
+    images: Any = None,
+    videos: Any = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    seed: int | None = None,
+) -> Iterator[str]:
+    """The answer to one conversation, piece by piece; the pieces joined are what `generate` returns."""
+    several, alone = _several(conversation, images, videos)
+    if not alone:
+        raise PromptError("stream answers one conversation; use generate for a list of them")
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
+    options = Options(max_new_tokens, sampling, _stops(stop), ignore_eos).check()
+    engine = Engine(model, processor, rows=1)
+    request = engine.admit(processor(several), options)
+    return _pieces(engine, request)
+
+
+def _pieces(engine: Engine, request: Request) -> Iterator[str]:
+    while engine.running:
+        engine.step()
+        if request.piece:
+            yield request.piece
+
+
+def _several(conversations: Any, images: Any, videos: Any) -> tuple[list[Any], bool]:
+    """A list of conversations, and whether it was only one."""
+    if isinstance(conversations, str):
+        content = [{"type": "image", "image": image} for image in _list(images)]
+        content += [{"type": "video", "video": video} for video in _list(videos)]
+        return [[{"role": "user", "content": [*content, {"type": "text", "text": conversations}]}]], True
+    if images is not None or videos is not None:
+        raise PromptError("images and videos go with a text; in a conversation they are content parts")
+    conversations = list(conversations)
+    alone = bool(conversations) and isinstance(conversations[0], Mapping)
+    return ([conversations], True) if alone else (conversations, False)
+
+
+def _list(given: Any) -> list[Any]:
+    """`images="cat.jpg"` means one picture."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)

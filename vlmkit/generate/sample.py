@@ -1,0 +1,83 @@
+"""The next token: penalties, temperature, top-k and top-p, each request with its own source of chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import PromptError
+
+
+class Sampling(NamedTuple):
+    """How a request chooses. A temperature of 0 takes the best token."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    repetition_penalty: float = 1.0
+    seed: int | None = None  # None: drawn from torch's own generator
+
+    def check(self) -> Sampling:
+        """The same, or an error that names the field."""
+        wanted = {
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (good, text) in wanted.items():
+            if not good:
+                raise PromptError(f"expected a number {text}, got {getattr(self, name)}", where=name)
+        return self
+
+    def generator(self) -> torch.Generator:
+        """The request's own, on the host: what others draw beside it never changes its answer."""
+        seed = self.seed if self.seed is not None else int(torch.randint(2**62, ()))
+        return torch.Generator("cpu").manual_seed(seed)
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Push tokens that have been seen away from the top.   logits [vocab]   seen [any] -> [vocab]"""
+    seen = seen[seen < len(logits)]
+    found = logits[seen]
+    return logits.index_copy(0, seen, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def keep_best(logits: Tensor, count: int) -> Tensor:
+    """Only the `count` best stay, and whatever equals the last of them.   [vocab] -> [vocab]"""
+    if not 0 < count < len(logits):
+        return logits
+    return logits.masked_fill(logits < logits.topk(count).values[-1], -torch.inf)
+
+
+def keep_mass(logits: Tensor, share: float) -> Tensor:
+    """Only the smallest set of best tokens whose probabilities reach `share` stays.   [vocab] -> [vocab]"""
+    if share >= 1:
+        return logits
+    rising, order = logits.sort()
+    drop = rising.softmax(-1).cumsum(-1) <= 1 - share
+    drop[-1] = False
+    return logits.masked_fill(drop.new_empty(drop.shape).index_copy(0, order, drop), -torch.inf)
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sequence[Sampling],
+    seen: Sequence[Tensor],
+    generators: Sequence[torch.Generator],
+) -> tuple[list[int], list[float]]:
+    """One token for each row, and the model's own log probability of it.   logits [rows, vocab], float32"""
+    picked = logits.argmax(-1)
+    for row, how in enumerate(sampling):
+        line = logits[row]
+        if how.repetition_penalty != 1:
+            line = penalize(line, seen[row].to(line.device), how.repetition_penalty)
+            picked[row] = line.argmax()
+        if how.temperature > 0:
+            line = keep_mass(keep_best(line / how.temperature, how.top_k), how.top_p)
+            picked[row] = torch.multinomial(line.softmax(-1).cpu(), 1, generator=generators[row])[0]
+    chosen = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
+    return picked.tolist(), chosen.tolist()
