@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import registry
 from .vlm import VLM, Stream
 
 if TYPE_CHECKING:
@@ -13,10 +14,14 @@ if TYPE_CHECKING:
     from ..compose.preset import Stream as StreamPreset
     from ..contracts import AttentionBackend, VisionTower
 
+AUTO = "sdpa"  # right for every call on every device
 
-def assemble(preset: Preset, attention: AttentionBackend, device: Any = "meta",
+
+def assemble(preset: Preset, attention: str = "auto", device: Any = "meta",
              dtype: torch.dtype = torch.float32) -> VLM:
     """Build every part of a preset. On the meta device (the default) it costs no memory and no time to speak of.
+
+    attention  the name of a backend; it belongs to the machine, so no preset holds it
 
     The order is the order of knowledge: the decoder knows its width, the tower its side and width, the projector
     is told both, and the separators are those the packers ask for.
@@ -25,9 +30,16 @@ def assemble(preset: Preset, attention: AttentionBackend, device: Any = "meta",
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return _assemble(preset, attention)
+            return _assemble(preset, backend(attention))
     finally:
         torch.set_default_dtype(before)
+
+
+def backend(name: str) -> AttentionBackend:
+    """An attention backend by name; `auto` is the one that suits the machine."""
+    entry = registry.find("attention", AUTO if name == "auto" else name)
+    made: AttentionBackend = entry.build(entry.config())
+    return made
 
 
 def _assemble(preset: Preset, attention: AttentionBackend) -> VLM:
@@ -43,18 +55,19 @@ def _assemble(preset: Preset, attention: AttentionBackend) -> VLM:
 
 def _stream(section: StreamPreset, shared: VisionTower, out: int) -> Stream:
     own = section.tower.build() if section.tower else None
+    sampler = getattr(section, "sampler", None)  # clips have one
     tower = own or shared
     return Stream(
         packer=section.packer.build(width=tower.width, out=out),
         tiler=section.tiler.build(side=tower.side, fill=tower.mean),
-        sampler=section.sampler.build() if section.sampler else None,
+        sampler=sampler.build() if sampler else None,
         tower=own,
         projector=section.projector.build(width=tower.width, out=out) if section.projector else None,
     )
 
 
-def build(preset: Preset, attention: AttentionBackend, device: Any = "cpu", dtype: torch.dtype = torch.float32,
-          seed: int = 0) -> VLM:
+def build(preset: Preset, device: Any = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0,
+          attention: str = "auto") -> VLM:
     """A model with random weights, drawn from `seed`; the caller's random state is left as it was."""
     devices = [] if torch.device(device).type == "cpu" else [torch.device(device)]
     with torch.random.fork_rng(devices=devices):

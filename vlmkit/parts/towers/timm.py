@@ -31,6 +31,7 @@ class Config(PartConfig):
     layer: int | tuple[int, ...] = Field(
         -1, description="-1 is the output of the last block, 1 that of the first; of several the channels are joined")
     prefix: Literal["drop", "keep"] = Field("drop", description="class and register tokens, before the patches")
+    side: int | None = Field(None, ge=8, description="pixels along an edge of a tile, for convolutions, which take any")
     options: dict[str, Scalar | list[Scalar]] = Field({}, description="more arguments of timm.create_model")
     whole: bool = Field(False, description="build the blocks behind the last one read, the final norm and the head")
     mean: Colour | None = Field(None, description="normalisation of pixels in 0..1; timm's own when left out")
@@ -113,7 +114,8 @@ class Tower(nn.Module):
 def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
     """uint8 -> float32, bit for bit what transformers' processors for PIL give.   [tiles, 3, side, side]"""
     # tensors, not numbers: by a number a GPU divides with the reciprocal, which rounds twice
-    top, low, spread = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in ([255.0], mean, std))
+    top, low, spread = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+                        for v in ([255.0], mean, std))
     return pixels.float().div_(top).sub_(low).div_(spread)
 
 
@@ -155,7 +157,10 @@ def _count(module: nn.Module) -> int:
 
 
 def _side(vit: Any, config: Config) -> int:
-    size = getattr(getattr(vit, "patch_embed", None), "img_size", None) or config.options.get("img_size")
+    fixed = getattr(getattr(vit, "patch_embed", None), "img_size", None)
+    if config.side and fixed:
+        raise PresetError(f"{config.model} has a fixed size", where="tower.side", hint="set tower.options.img_size")
+    size = fixed or config.side or config.options.get("img_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size or vit.pretrained_cfg["input_size"][1:])
     if height != width:
         raise ShapeError(f"tiles are square, {config.model} wants {height} x {width}", where="tower")
