@@ -7,4 +7,4 @@ from vlmkit.hookspecs import Part, hookimpl
 
 @hookimpl
 def vlmkit_parts() -> Iterable[Part]:
-    return [Part("packer", name, f"{__name__}.{name}") for name in ("anyres", "flat", "frames")]
+    return [Part("packer", name, f"{__name__}.{name}") for name in ("anyres", "flat", "frames", "slowfast")]
