@@ -1,0 +1,159 @@
+"""The drawn world that `tiny` lives in: pictures, pairs and clips with questions and answers, made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL.Image import Image
+from pydantic import Field
+
+from vlmkit.contracts import PartConfig
+from vlmkit.errors import DataError
+
+from . import plans
+from .drawing import film, paint
+from .questions import ASK, TRAINING_ONLY, Draft
+from .wordings import Question
+
+HELD_OUT = 2**40  # seeds from here on are never trained on
+SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those that are measured
+KINDS = {"objects": 0.42, "text": 0.28, "pair": 0.11, "clip": 0.19}
+# What is asked about a scene of each kind, and how often.
+ABOUT = {
+    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 1.2, "position": 1,
+                "describe": 1},
+    "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5,
+             "describe": 1.5, "spell": 1},
+    "pair": {"pair": 1},
+    "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "describe": 0.5, "count": 0.3, "exists": 0.2},
+}
+# At most so many of one skill, and for some no answer twice: it would be the same question in other words.
+MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "pair": 8}
+ONCE = ("shape", "colour", "count", "position", "motion")
+TRIES = 200
+
+
+class Scene(NamedTuple):
+    """What is shown, and what can be asked about it.   clip: uint8 [frames, height, width, 3]"""
+
+    pictures: list[Image]
+    clip: np.ndarray | None
+    questions: list[Question]
+
+
+class Config(PartConfig):
+    """Conversations about drawn scenes. The same fields, and the same fonts on the machine, give the same scenes."""
+
+    skills: tuple[str, ...] | None = Field(None, description="one of these in turn for each scene; null mixes all")
+    seed: int = Field(0, ge=0, description="the seed of the first scene; the next scenes have the next seeds")
+    count: int = Field(1000, ge=1, description="how many scenes")
+    turns: int = Field(1, ge=1, le=64, description="most questions about one scene")
+    split: Literal["train", "test"] = Field("train", description="seeds below 2**40, or those from there on")
+
+
+class Scenes:
+    """Conversations, drawn as they are asked for."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return conversation(self.draw(index))
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return (self[index] for index in range(len(self)))
+
+    def draw(self, index: int) -> Scene:
+        """The scene itself, with the skills of its questions."""
+        config = self.config
+        seed = config.seed + index + (HELD_OUT if config.split == "test" else 0)
+        skill = config.skills[index % len(config.skills)] if config.skills else None
+        return scene(seed, skill, config.turns)
+
+
+def scene(seed: int, skill: str | None = None, turns: int = 1) -> Scene:
+    """One scene, the same for the same seed; `turns` is the most questions, all of one skill when it is named."""
+    rng = Random(f"{seed} {skill or ''}")
+    kind = _kind(rng, skill)
+    for _ in range(TRIES):
+        planned = _plan(rng, kind, skill)
+        if planned is None:
+            continue
+        draft, looks, path = planned
+        questions = _questions(rng, draft, skill, turns)
+        if not questions:
+            continue
+        if path:
+            still = [thing for thing in draft.things if thing is not draft.mover]
+            return Scene([], film(looks[0], still, path), questions)
+        pictures = [paint(look, things, draft.texts) for look, things in zip(looks, draft.pictures, strict=True)]
+        return Scene(pictures, None, questions)
+    raise DataError(f"no scene in {TRIES} tries for seed {seed}, skill {skill}")
+
+
+def _kind(rng: Random, skill: str | None) -> str:
+    if skill is None:
+        return rng.choices(list(KINDS), list(KINDS.values()))[0]
+    return next(kind for kind, skills in ABOUT.items() if skill in skills)
+
+
+def _plan(rng: Random, kind: str, skill: str | None) -> tuple[Draft, list[plans.Look], list[plans.Thing | None]] | None:
+    if kind == "clip":
+        return plans.clip(rng, skill)
+    planned = plans.pair(rng) if kind == "pair" else getattr(plans, {"text": "texts"}.get(kind, kind))(rng, skill)
+    return planned and (*planned, [])
+
+
+def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list[Question]:
+    """Different questions about one scene; skills that it says nothing about fall away."""
+    about = {skill: 1.0} if skill else dict(ABOUT[draft.kind])
+    asked: list[Question] = []
+    seen: set[str] = set()
+    for _ in range(turns * 3):
+        if len(asked) == turns or not about:
+            break
+        name = rng.choices(list(about), list(about.values()))[0]
+        question = ASK[name](rng, draft)
+        if question is None:
+            del about[name]
+        elif not {question.text, said := f"{name} {question.answer}" if name in ONCE else ""} & seen:
+            seen |= {question.text, said} - {""}
+            asked.append(question)
+        if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, 4):
+            about.pop(name, None)
+    return asked
+
+
+def conversation(scene: Scene) -> list[dict[str, Any]]:
+    """Messages as `processor` takes them; what is shown comes with the first question."""
+    shown: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in scene.pictures]
+    if scene.clip is not None:
+        shown.append({"type": "video", "video": scene.clip})
+    messages: list[dict[str, Any]] = []
+    for question in scene.questions:
+        text = {"type": "text", "text": question.text}
+        messages.append({"role": "user", "content": [*shown, text]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+        shown = []
+    return messages
+
+
+def build(config: Config) -> Scenes:
+    unknown = set(config.skills or ()) - set(ASK)
+    if unknown or config.skills == ():
+        raise DataError(f"no skill {', '.join(sorted(unknown))}" if unknown else "an empty list of skills",
+                        where="skills", hint=f"choose from {', '.join(ASK)}")
+    if config.seed + config.count > HELD_OUT:
+        raise DataError(f"seeds up to {config.seed + config.count}, at most 2**40 wanted", where="seed")
+    return Scenes(config)
+
+
+EXAMPLE: dict[str, Any] = {"count": 2, "turns": 3}
