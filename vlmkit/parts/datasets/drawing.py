@@ -7,9 +7,10 @@ import io
 import math
 from functools import lru_cache
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 RGB = tuple[int, int, int]
@@ -24,7 +25,7 @@ COLOURS = {
     "purple": ((270, 300), (0.5, 1), (0.48, 0.85)),
     "orange": ((21, 39), (0.82, 1), (0.92, 1)),
 }
-REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.25, "star": 1.25, "cross": 1.2}  # farthest point, in radii
+REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.42, "star": 1.25, "cross": 1.2}  # farthest point, in radii
 
 
 class Thing(NamedTuple):
@@ -37,7 +38,7 @@ class Thing(NamedTuple):
     r: float
     fill: RGB = (0, 0, 0)
     turn: float = 0.0  # radians
-    build: float = 0.5  # 0..1, thin to thick: arms of a cross, points of a star
+    build: float = 0.5  # 0..1: how thick a cross or a star is, how tall a triangle
     edge: float = 0.0  # width of the outline in radii
 
 
@@ -97,7 +98,8 @@ def imagine(rng: Random, size: tuple[int, int], fills: list[RGB], gentle: bool =
         scale //= 2
     ground, pattern = _ground(rng, fills)
     dark = (bright(ground[0]) + bright(ground[1])) / 2 < 128
-    edge = rng.choice(((255, 255, 255), (235, 235, 235)) if dark else ((0, 0, 0), (30, 30, 30), (70, 70, 70)))
+    light = dark if rng.random() < 0.85 else not dark  # mostly an outline stands out
+    edge = rng.choice(((255, 255, 255), (235, 235, 235)) if light else ((0, 0, 0), (30, 30, 30), (70, 70, 70)))
     often = 0.5 if gentle else 1.0
     return Look(
         *size, scale, ground, pattern, edge, _ink(rng, dark), rng.getrandbits(30),
@@ -113,7 +115,9 @@ def _ground(rng: Random, fills: list[RGB]) -> tuple[tuple[RGB, RGB], str]:
         kind = rng.random()
         if kind < 0.3:
             first = rng.choice(((255, 255, 255), (255, 255, 255), (240, 240, 240), (0, 0, 0), (20, 20, 24)))
-        elif kind < 0.75:
+        elif kind < 0.38:
+            first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.12), rng.uniform(0.35, 0.6))
+        elif kind < 0.78:
             first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.28), rng.uniform(0.8, 1))
         else:
             first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.5), rng.uniform(0.04, 0.24))
@@ -163,7 +167,8 @@ def outline(thing: Thing, radius: float) -> list[tuple[float, float]]:
     if thing.shape == "square":
         points = [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
     elif thing.shape == "triangle":
-        points = [(1.25 * math.sin(i * math.tau / 3), -1.25 * math.cos(i * math.tau / 3)) for i in range(3)]
+        tall = 0.88 + 0.25 * thing.build  # as high as wide at 1.15
+        points = [(1.25 * math.sin(i * math.tau / 3), -1.25 * tall * math.cos(i * math.tau / 3)) for i in range(3)]
     elif thing.shape == "star":
         far = (1.25, 1.25 * (0.38 + 0.14 * thing.build))
         points = [(far[i % 2] * math.sin(i * math.tau / 10), -far[i % 2] * math.cos(i * math.tau / 10))
@@ -209,7 +214,7 @@ def paint(look: Look, things: list[Thing], texts: list[Text] | tuple[()] = ()) -
     return finish(picture, look)
 
 
-def film(look: Look, still: list[Thing], moving: list[Thing | None]) -> np.ndarray:
+def film(look: Look, still: list[Thing], moving: list[Thing | None]) -> NDArray[Any]:
     """Some things stand still; one has a place in every frame, or is hidden.   -> uint8 [frames, height, width, 3]"""
     backdrop = canvas(look)
     draw = ImageDraw.Draw(backdrop)
@@ -225,8 +230,13 @@ def film(look: Look, still: list[Thing], moving: list[Thing | None]) -> np.ndarr
 
 
 @lru_cache(1)
-def _grain() -> np.ndarray:
+def _grain() -> NDArray[Any]:
     return np.random.default_rng(7).standard_normal((512, 512, 3), np.float32)
+
+
+@lru_cache(8)
+def _light(gain: float, lift: float) -> list[int]:
+    return [min(255, max(0, round((i - 128) * gain + 128 + lift))) for i in range(256)] * 3
 
 
 def finish(picture: Image.Image, look: Look) -> Image.Image:
@@ -234,8 +244,7 @@ def finish(picture: Image.Image, look: Look) -> Image.Image:
     if look.scale > 1:
         picture = picture.reduce(look.scale)
     if look.gain != 1 or look.lift:
-        table = [min(255, max(0, round((i - 128) * look.gain + 128 + look.lift))) for i in range(256)]
-        picture = picture.point(table * 3)
+        picture = picture.point(_light(look.gain, look.lift))
     if look.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(look.blur * look.short / 112))
     if look.noise:

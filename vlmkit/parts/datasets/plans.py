@@ -130,8 +130,8 @@ def texts(rng: Random, skill: str | None) -> tuple[Draft, list[Look]] | None:
     small = skill == "small_text" or (skill is None and rng.random() < 0.5)
     both = rng.random() < 0.35
     size = picture_size(rng, least=128 if small or both else 96)
-    look = imagine(rng, size, [], gentle=small or both)
-    word = rng.random() < 0.5 if skill in (None, "small_text") else skill == "word"
+    look = imagine(rng, size, [], gentle=small or both, most=400)
+    word = skill in ("word", "spell") or (skill != "digits" and rng.random() < 0.5)
     kinds = [(word, small), (not word, not small)] if both else [(word, small)]
     written: list[Text] = []
     for is_word, is_small in sorted(kinds, key=lambda kind: kind[1]):  # the large one finds its place first
@@ -211,10 +211,7 @@ def clip(rng: Random, skill: str | None) -> tuple[Draft, list[Look], list[Thing 
     if sum(t[:2] == mover[:2] for t in drawn) > 1:
         return None
     times, way = rng.randint(1, 3), rng.choice(WAYS)
-    if act == "move":
-        path = _walk(rng, mover, width, height, way)
-    else:
-        path = _repeat(rng, mover, act, times, height)
+    path = _walk(rng, mover, width, height, way) if act == "move" else _repeat(rng, mover, act, times, height)
     if not _free(path, drawn[1:], width, height):
         return None
     look = imagine(rng, size, fills(drawn), most=256)

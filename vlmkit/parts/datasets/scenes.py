@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from vlmkit.contracts import PartConfig
 from vlmkit.errors import DataError
 
 from . import plans
-from .drawing import film, paint
+from .drawing import Look, Thing, film, paint
 from .questions import ASK, TRAINING_ONLY, Draft
 from .wordings import Question
 
@@ -22,7 +22,7 @@ HELD_OUT = 2**40  # seeds from here on are never trained on
 SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those that are measured
 KINDS = {"objects": 0.42, "text": 0.28, "pair": 0.11, "clip": 0.19}
 # What is asked about a scene of each kind, and how often.
-ABOUT = {
+ABOUT: dict[str, dict[str, float]] = {
     "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 1.2, "position": 1,
                 "describe": 1},
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5,
@@ -31,7 +31,8 @@ ABOUT = {
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "describe": 0.5, "count": 0.3, "exists": 0.2},
 }
 # At most so many of one skill, and for some no answer twice: it would be the same question in other words.
-MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "pair": 8}
+MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "exists": 2,
+        "relation": 3, "size": 3}
 ONCE = ("shape", "colour", "count", "position", "motion")
 TRIES = 200
 
@@ -40,7 +41,7 @@ class Scene(NamedTuple):
     """What is shown, and what can be asked about it.   clip: uint8 [frames, height, width, 3]"""
 
     pictures: list[Image]
-    clip: np.ndarray | None
+    clip: NDArray[Any] | None
     questions: list[Question]
 
 
@@ -105,10 +106,10 @@ def _kind(rng: Random, skill: str | None) -> str:
     return next(kind for kind, skills in ABOUT.items() if skill in skills)
 
 
-def _plan(rng: Random, kind: str, skill: str | None) -> tuple[Draft, list[plans.Look], list[plans.Thing | None]] | None:
+def _plan(rng: Random, kind: str, skill: str | None) -> tuple[Draft, list[Look], list[Thing | None]] | None:
     if kind == "clip":
         return plans.clip(rng, skill)
-    planned = plans.pair(rng) if kind == "pair" else getattr(plans, {"text": "texts"}.get(kind, kind))(rng, skill)
+    planned = plans.pair(rng) if kind == "pair" else (plans.texts if kind == "text" else plans.objects)(rng, skill)
     return planned and (*planned, [])
 
 
@@ -127,7 +128,7 @@ def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list
         elif not {question.text, said := f"{name} {question.answer}" if name in ONCE else ""} & seen:
             seen |= {question.text, said} - {""}
             asked.append(question)
-        if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, 4):
+        if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, 9):
             about.pop(name, None)
     return asked
 
