@@ -137,7 +137,10 @@ def test_loss_and_gradients_are_theirs() -> None:
     logits = ours.logits(ours(ours.embed(ids), torch.tensor([24])))
     torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).backward()
     wanted = {n: p.grad for n, p in theirs.named_parameters()}
-    pairs = [("embed.weight", "model.embed_tokens.weight"), ("blocks.0.attn.q.bias", "model.layers.0.self_attn.q_proj.bias"),
-             ("blocks.2.mlp.down.weight", "model.layers.2.mlp.down_proj.weight")]  # fmt: skip
-    for mine, yours in pairs:
+    pairs = {
+        "embed.weight": "model.embed_tokens.weight",
+        "blocks.0.attn.q.bias": "model.layers.0.self_attn.q_proj.bias",
+        "blocks.2.mlp.down.weight": "model.layers.2.mlp.down_proj.weight",
+    }
+    for mine, yours in pairs.items():
         torch.testing.assert_close(ours.get_parameter(mine).grad, wanted[yours], rtol=1e-4, atol=1e-5)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PromptError
-
 from .engine import Engine, Model, Options, Processor, Request
 from .sample import Sampling
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import ContextLengthError, PromptError
 from ..types import Batch, Generation, KVCache, Visual
-
 from .sample import Sampling, choose
 from .text import Writer
 

@@ -48,7 +48,8 @@ def _targets(sequences: tuple[Place, ...], device: torch.device) -> tuple[Tensor
     rows = [s.row for s in sequences for _ in range(s.length)]
     positions = [at for s in sequences for at in range(s.past, s.end)]
     with torch.inference_mode(False):  # kept between calls, so it must also serve a later one that learns
-        return torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+        both = torch.tensor([rows, positions], dtype=torch.int64, device=device)
+        return both[0], both[1]
 
 
 def visible(count: int, end: int, window: int | None, device: torch.device) -> Tensor:

@@ -1,0 +1,230 @@
+"""The decoder by itself: sizes, fields, the cache, what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vlmkit.errors import ContextLengthError, ShapeError
+from vlmkit.parts.attention import eager, sdpa
+from vlmkit.parts.decoders import transformer
+
+# the family reference, 1.7 (totals of the decoder) with the embedding rows of 1.5; qwen3 as published
+COUNTS = {
+    "vicuna-7b-v1.5": (32064, 6_738_939_904),
+    "vicuna-13b-v1.5": (32064, 13_016_519_680),
+    "mistral-7b-v0.2": (32064, 7_242_256_384),
+    "mistral-7b-v0.1": (32064, 7_242_256_384),
+    "yi-34b": (64064, 34_389_834_752),
+    "llama3-8b": (128320, 8_030_785_536),
+    "qwen1.5-72b": (152064, 72_287_920_128),
+    "qwen1.5-110b": (152064, 111_209_914_368),
+    "qwen2-0.5b": (152000, 494_090_112),
+    "qwen2-7b": (152128, 7_616_075_264),
+    "qwen2-72b": (152128, 72_707_252_224),
+    "qwen1.5-0.5b": (152000, 464_053_248),
+    "qwen1.5-7b": (152000, 7_721_848_832),
+    "qwen3-4b": (151936, 4_022_468_096),
+    "qwen3-8b": (151936, 8_190_735_360),
+}
+
+
+def build(backend: Any = sdpa, **fields: Any) -> transformer.Transformer:
+    torch.manual_seed(0)
+    config = transformer.Config.model_validate({**transformer.EXAMPLE, **fields})
+    return transformer.build(config, attention=backend.build(backend.Config()))
+
+
+def run(decoder: transformer.Transformer, ids: Tensor, lens: list[int], cache: Any = None) -> Tensor:
+    return decoder(decoder.embed(ids), torch.tensor(lens), cache)
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_parameter_counts(size: str) -> None:
+    vocab, wanted = COUNTS[size]
+    config = transformer.Config.model_validate({"size": size, "vocab": vocab})
+    with torch.device("meta"):
+        decoder = config.build(attention=sdpa.Sdpa())
+    assert sum(p.numel() for p in decoder.parameters()) == wanted
+    assert not list(decoder.buffers())
+
+
+def test_a_size_with_fields_of_ones_own() -> None:
+    config = transformer.Config.model_validate({"size": "qwen2-0.5b", "layers": 2, "vocab": 152000})
+    assert (config.layers, config.vocab, config.width, config.head) == (2, 152000, 896, 64)
+    assert (config.bias, config.tied, config.norms, config.window) == (True, True, False, None)
+    narrow = transformer.Config.model_validate({"size": "qwen2-0.5b", "width": 112})
+    assert narrow.head == 8  # follows from the width, because no size says it
+
+
+def test_families_give_defaults_that_fields_override() -> None:
+    def config(**fields: Any) -> transformer.Config:
+        return transformer.Config.model_validate({**transformer.EXAMPLE, **fields})
+
+    assert config(family="mistral").window == 4096
+    assert config(family="mistral", window=None).window is None  # null is not the same as missing
+    assert config(family="qwen2").bias
+    assert not config(family="qwen2", bias=False).bias
+    assert (config(family="qwen3").norms, config(family="qwen3").bias) == (True, False)
+    assert transformer.Config.model_validate({"size": "mistral-7b-v0.1"}).window == 4096
+    assert transformer.Config.model_validate({"size": "mistral-7b-v0.2"}).window is None
+
+
+def test_a_bound_config_can_be_written_and_read_again() -> None:
+    config = transformer.Config.model_validate({"size": "mistral-7b-v0.2", "layers": 2})
+    assert transformer.Config.model_validate(config.model_dump()) == config
+    assert transformer.Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "text"),
+    [
+        ({"size": "qwen2-05b"}, ("size",), "did you mean 'qwen2-0.5b'"),
+        ({"size": 7}, ("size",), "valid string"),
+        ({**transformer.EXAMPLE, "heads": 4, "kv_heads": 3}, (), "4 heads cannot share 3 kv_heads"),
+        ({"width": 32, "layers": 2, "heads": 4, "ffn": 48, "context": 64}, ("vocab",), "required"),
+        ({**transformer.EXAMPLE, "width": 33}, ("head",), "required"),
+        ({**transformer.EXAMPLE, "depth": 2}, ("depth",), "not permitted"),
+        ({**transformer.EXAMPLE, "rope": {"type": "yarn"}}, ("rope", "type"), "linear"),
+    ],
+)
+def test_a_wrong_field_is_named(given: dict[str, Any], where: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        transformer.Config.model_validate(given)
+    assert any(e["loc"] == where and text in e["msg"] for e in caught.value.errors()), caught.value.errors()
+
+
+def test_state_dict_names() -> None:
+    names = set(build(family="qwen3", bias=True, layers=1).state_dict())
+    attn = {f"blocks.0.attn.{x}.{y}" for x in "qkv" for y in ("weight", "bias")} | {"blocks.0.attn.o.weight"}
+    norms = {f"blocks.0.{x}.weight" for x in ("attn_norm", "mlp_norm", "attn.q_norm", "attn.k_norm")}
+    mlp = {f"blocks.0.mlp.{x}.weight" for x in ("gate", "up", "down")}
+    assert names == attn | norms | mlp | {"embed.weight", "norm.weight", "head.weight"}
+    assert names - set(build(family="qwen3", bias=True, layers=1, tied=True).state_dict()) == {"head.weight"}
+
+
+def test_context_reaches_as_far_as_it_is_stretched() -> None:
+    assert build(context=40).context == 40
+    assert build(context=40, rope={"type": "linear", "factor": 2.5}).context == 100
+    assert build(context=40, rope={"type": "llama3", "factor": 8, "original": 10}).context == 40
+
+
+@torch.no_grad()
+def test_weights_can_be_drawn_after_meta() -> None:
+    """Every module knows how to start, in any order of walking."""
+    with torch.device("meta"):
+        decoder = build(family="qwen3", bias=True)
+    decoder = decoder.to_empty(device="cpu")
+    for p in decoder.parameters():
+        p.fill_(float("nan"))
+    for module in decoder.modules():
+        if reset := getattr(module, "reset_parameters", None):
+            reset()
+    assert decoder.embed.weight.std().item() == pytest.approx((2 / (5 * 32)) ** 0.5, rel=0.1)
+    assert decoder.blocks[0].mlp.down.weight.std().item() == pytest.approx((2 / (5 * 32) / 4) ** 0.5, rel=0.1)
+    assert torch.isfinite(decoder.logits(run(decoder, torch.arange(9), [9]))).all()
+    # from a start like this a model is as unsure as it should be: about log(vocab) of loss
+    loss = torch.nn.functional.cross_entropy(decoder.logits(run(decoder, torch.arange(64), [64])), torch.arange(64))
+    assert abs(loss.item() - 4.16) < 0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [eager, sdpa], ids=["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"window": 5}, {"family": "qwen3", "rope": {"type": "linear", "factor": 2}}], ids=str
+)
+def test_the_cache_changes_nothing(backend: Any, fields: dict[str, Any]) -> None:
+    """Prompts in pieces, single tokens, rows that rest, all in one row: as if each had been read at once."""
+    decoder, lens = build(backend, **fields), [10, 20, 7, 3]
+    ids = torch.randint(64, (40,), generator=torch.Generator().manual_seed(1))
+    wanted = run(decoder, ids, lens).split(lens)
+    cache, done = decoder.cache(4, 20), [0, 0, 0, 0]
+    got: list[list[Tensor]] = [[], [], [], []]
+    for counts in ([4, 7, 0, 1], [1, 1, 1, 0], [1, 5, 1, 1], [1, 0, 1, 1], [1, 1, 4, 0], [2, 6, 0, 0]):
+        parts = [s[at : at + n] for s, at, n in zip(ids.split(lens), done, counts, strict=True)]
+        for row, hidden in enumerate(run(decoder, torch.cat(parts), counts, cache).split(counts)):
+            got[row].append(hidden)
+            done[row] += counts[row]
+        assert cache[0].lens.tolist() == done
+    assert done == lens
+    for mine, yours in zip(got, wanted, strict=True):
+        torch.testing.assert_close(torch.cat(mine), yours, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_neighbours_change_nothing() -> None:
+    decoder, lens = build(), [1, 31, 8, 8, 2, 17, 5, 12]
+    ids = torch.randint(64, (sum(lens),), generator=torch.Generator().manual_seed(1))
+    together = decoder.logits(run(decoder, ids, lens)).split(lens)
+    for alone, among in zip(ids.split(lens), together, strict=True):
+        logits = decoder.logits(run(decoder, alone, [len(alone)]))
+        torch.testing.assert_close(among, logits, rtol=0, atol=1e-5)
+
+
+def test_gradients_flow_only_within_a_sequence() -> None:
+    decoder = build()
+    x = decoder.embed(torch.arange(12)).detach().requires_grad_()
+    decoder(x, torch.tensor([5, 4, 3]))[5:9].sum().backward()
+    touched = x.grad.abs().sum(1) > 0
+    assert touched.tolist() == [False] * 5 + [True] * 4 + [False] * 3
+
+
+@torch.no_grad()
+def test_a_window_forgets() -> None:
+    decoder = build(window=4, layers=1)
+    ids = torch.randint(64, (12,), generator=torch.Generator().manual_seed(1))
+    other = torch.cat((ids[:1] + 1, ids[1:])) % 64
+    same = (run(decoder, ids, [12]) == run(decoder, other, [12])).all(1)
+    assert same.tolist() == [False] * 4 + [True] * 8  # position 3 still sees position 0, position 4 does not
+
+
+@torch.no_grad()
+def test_dynamic_positions_follow_each_sequence() -> None:
+    decoder = build(context=8, rope={"type": "dynamic", "factor": 2})
+    ids = torch.arange(26)
+    together = run(decoder, ids, [20, 6]).split([20, 6])
+    torch.testing.assert_close(together[0], run(decoder, ids[:20], [20]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[1], run(decoder, ids[20:], [6]), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_half_precision_keeps_positions_whole() -> None:
+    """A cast of the module cannot reach the frequencies: positions far out stay distinct."""
+    decoder = build(context=8192).bfloat16()
+    far = torch.tensor([4097])
+    turn = decoder._turn(torch.tensor([1]), far, torch.empty(0))
+    assert torch.equal(turn[0][0, 0, :1], torch.tensor([4097.0]).cos())
+
+
+@torch.no_grad()
+def test_meta_tensors_pass() -> None:
+    with torch.device("meta"):
+        decoder = build()
+        hidden = decoder(decoder.embed(torch.zeros(9, dtype=torch.int64)), torch.tensor([4, 5], device="cpu"))
+    assert hidden.shape == (9, 32)
+    assert hidden.is_meta
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_refused() -> None:
+    decoder = build()
+    cache = decoder.cache(2, 8)
+    run(decoder, torch.arange(6), [6, 0], cache)
+    with pytest.raises(ContextLengthError, match="9 tokens does not fit a cache of 8"):
+        run(decoder, torch.arange(3), [3, 0], cache)
+    assert cache[0].lens.tolist() == [6, 0]
+    with pytest.raises(ShapeError, match="3 lens for a cache of 2 rows"):
+        run(decoder, torch.arange(3), [1, 1, 1], cache)
+    with pytest.raises(ShapeError, match="lens sum to 4 but there are 3 tokens"):
+        run(decoder, torch.arange(3), [4])
+
+
+def test_listing_imports_no_torch() -> None:
+    code = "import sys, vlmkit.parts.decoders, vlmkit.parts.attention; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
