@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from vlmkit.parts.packers import anyres, flat
+from vlmkit.parts.packers import anyres, flat, frames
 from vlmkit.parts.tilers import anyres as anyres_tiler
 from vlmkit.parts.tilers import square
-from vlmkit.types import Features
+from vlmkit.types import Features, Layout
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
@@ -97,3 +97,14 @@ def test_counts_as_transformers(family):
         if ours != wanted:
             wrong.append((height, width, ours, wanted))
     assert not wrong, f"{len(wrong)} of {SIZES}: {wrong[:5]}"
+
+
+def test_clips_as_transformers():
+    sizes = [(n, 480, 640) for n in (1, 2, 8, 17, 32, 64)]
+    wanted = onevision()._get_num_multimodal_tokens(video_sizes=sizes)["num_video_tokens"]
+    packer = build(frames, pool="bilinear", when="after", newline="end")
+    for (n, height, width), tokens in zip(sizes, wanted, strict=True):
+        features = Features(torch.empty(n, 729, 4, device="meta"), 27, 27)
+        newline = {"newline": torch.empty(4, device="meta")}
+        layout = Layout("video", height, width, frames=n)
+        assert len(packer(features, [layout], lambda same: same, newline)[0]) == tokens

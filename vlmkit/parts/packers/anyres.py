@@ -85,7 +85,8 @@ def shrink(grid: Tensor, most: float) -> Tensor:
     if times <= SLACK:
         return grid
     size = max(1, int(rows // times)), max(1, int(cols // times))
-    return F.interpolate(grid.permute(2, 0, 1)[None], size, mode="bilinear")[0].permute(1, 2, 0)
+    planes = grid.permute(2, 0, 1)[None].contiguous()  # torch adds in another order when channels come last
+    return F.interpolate(planes, size, mode="bilinear")[0].permute(1, 2, 0)
 
 
 def build(config: Config, *, width: int, out: int) -> AnyRes:

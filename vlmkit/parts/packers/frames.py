@@ -63,7 +63,8 @@ def pool(features: Features, how: str, stride: int) -> Features:
         return features
     if how == "bilinear":
         size = -(-features.rows // stride), -(-features.cols // stride)
-        return Features.of_map(F.interpolate(features.map, size, mode="bilinear"))
+        planes = features.map.contiguous()  # torch adds in another order when channels come last
+        return Features.of_map(F.interpolate(planes, size, mode="bilinear"))
     return Features.of_map({"average": F.avg_pool2d, "max": F.max_pool2d}[how](features.map, stride))
 
 
