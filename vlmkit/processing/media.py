@@ -1,6 +1,6 @@
 """Everything that opens pictures and clips, in one place to import from."""
 
-from .clips import probe, read_clip
-from .pictures import look, open_picture
+from .clips import Clip, Frames, probe, read_clip
+from .pictures import Picture, look, open_picture, picture_id
 
-__all__ = ["look", "open_picture", "probe", "read_clip"]
+__all__ = ["Clip", "Frames", "Picture", "look", "open_picture", "picture_id", "probe", "read_clip"]

@@ -144,9 +144,10 @@ class Processor:
         stream = getattr(self.skeleton, planned.layout.kind)
         if isinstance(planned.source, Picture):
             return Visual(stream.tiler.cut(planned.source.decode(), planned.layout), planned.layout)
-        frames = planned.source.read(planned.wanted)
         plan = stream.tiler.plan(planned.layout.height, planned.layout.width, False)
-        return Visual(torch.cat([stream.tiler.cut(frame, plan) for frame in frames]), planned.layout)
+        frames = planned.source.decode(sorted(set(planned.wanted)))  # one at a time: a frame may be 100 MB
+        tiles = {at: stream.tiler.cut(frame, plan) for at, frame in frames}
+        return Visual(torch.cat([tiles[at] for at in planned.wanted]), planned.layout)
 
 
 def _name(seen: Seen, planned: list[Planned]) -> str:

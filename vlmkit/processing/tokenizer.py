@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -131,11 +132,11 @@ class Tokenizer:
     def _chunks(self, text: str, cuts: dict[int, bool]) -> list[Token]:
         """Read the text between cuts; a chunk that goes on a sentence gets no space before its first word."""
         edges = [0, *sorted(cuts), len(text)]
-        parts = [(a, b, cuts.get(a, False)) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        parts = [(a, b, cuts.get(a, False)) for a, b in pairwise(edges) if b > a]
         tokens: list[Token] = []
         for start, end, goes_on in parts:
             reader = self._inner if goes_on else self.raw
-            read = _guard(lambda r=reader, a=start, b=end: r.encode(text[a:b], add_special_tokens=False), self.where)
+            read = _guard(partial(reader.encode, text[start:end], add_special_tokens=False), self.where)
             tokens += [Token(id, a + start, b + start) for id, (a, b) in zip(read.ids, read.offsets, strict=True)]
         return tokens
 
