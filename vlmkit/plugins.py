@@ -6,18 +6,25 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
+import logging
 import os
 import re
-from collections.abc import Iterable
-from functools import cache
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pluggy
 
 from . import hookspecs
-from .errors import PluginContractError, clean
+from .errors import PluginContractError, PluginError, clean
 from .hookspecs import KINDS, PROJECT, Part, hookimpl
+from .limits import current
+
+log = logging.getLogger("vlmkit")
 
 FOLDERS = ("towers", "projectors", "packers", "decoders", "attention", "chats", "tilers", "samplers", "formats",
            "datasets", "metrics")  # fmt: skip
@@ -30,6 +37,10 @@ class Broken(NamedTuple):
     plugin: str
     package: str  # name and version of the distribution
     reason: str
+
+    def __str__(self) -> str:
+        return (f"plugin {self.plugin} ({self.package}) cannot be loaded: {self.reason}; "
+                "VLMKIT_PLUGINS lists those that should be")  # fmt: skip
 
 
 class Manager(pluggy.PluginManager):
@@ -49,7 +60,7 @@ class Manager(pluggy.PluginManager):
         try:
             self.check_pending()
             hooks = self.get_hookcallers(plugin) or []
-            found = {h.name: [x for i in h.get_hookimpls() if i.plugin is plugin for x in i.function()]
+            found = {h.name: [offer for i in h.get_hookimpls() if i.plugin is plugin for offer in _call(i.function)]
                      for h in hooks if h.name != "vlmkit_commands"}  # fmt: skip
             parts = [_part(offer, name) for offer in found.get("vlmkit_parts", ())]
             folders = [Path(folder) for folder in found.get("vlmkit_presets", ())]
@@ -59,6 +70,11 @@ class Manager(pluggy.PluginManager):
         self.packages[name] = package
         self.parts += [(name, part) for part in parts]
         self.presets += [(name, folder) for folder in folders]
+
+    def insist(self) -> None:
+        """For `--strict-plugins`: a broken plugin is an error."""
+        if self.broken:
+            raise PluginError("\n".join(map(str, self.broken)))
 
 
 class Shipped:
@@ -83,7 +99,7 @@ def make_manager(entry_points: bool = True, plugins: Iterable[Any] = ()) -> Mana
         package = f"{dist.name} {dist.version}" if dist else entry.value
         _guarded(manager, entry.load, entry.name, package)
     for plugin in plugins:
-        _guarded(manager, lambda plugin=plugin: plugin, getattr(plugin, "__name__", type(plugin).__name__), "given")
+        _guarded(manager, partial(_same, plugin), getattr(plugin, "__name__", type(plugin).__name__), "given")
     return manager
 
 
@@ -103,13 +119,67 @@ def _installed() -> list[importlib.metadata.EntryPoint]:
     return [e for e in found if names & {e.name, e.dist.name if e.dist else ""}]
 
 
-def _guarded(manager: Manager, load: Any, name: str, package: str) -> None:
+def _guarded(manager: Manager, load: Callable[[], Any], name: str, package: str) -> None:
+    """Load one plugin; its failure is kept, its slowness told, and what it changed for everyone is undone."""
+    before = {what: get() for what, (get, _) in _SHARED.items()}
+    slow = threading.Timer(current().plugin_warn_s, log.warning, (f"plugin {name} ({package}) is slow to load",))
+    slow.daemon = True
+    slow.start()
     try:
         manager.accept(load(), name, package)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a plugin may do anything while it is imported, exit included
         manager.broken.append(Broken(name, package, clean(f"{type(error).__name__}: {error}")))
+        log.warning("%s", manager.broken[-1])
+    finally:
+        slow.cancel()
+        for what in [what for what, (get, _) in _SHARED.items() if get() != before[what]]:
+            _SHARED[what][1](before[what])
+            log.warning("plugin %s (%s) changed %s; undone", name, package, what)
+
+
+def _of(module: str, name: str, default: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Reads and writes a switch of a library that may not be imported yet."""
+
+    def get() -> Any:
+        value = getattr(sys.modules.get(module), name, None)
+        return default if value is None else str(value()) if callable(value) else str(value)
+
+    def put(before: str) -> None:
+        holder: Any = sys.modules[module]
+        if name == "get_default_dtype":
+            holder.set_default_dtype(getattr(holder, before.removeprefix("torch.")))
+        elif name == "is_grad_enabled":
+            holder.set_grad_enabled(before == "True")
+        else:
+            setattr(holder, name, int(before))
+
+    return get, put
+
+
+def _handler(number: int) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    return lambda: signal.getsignal(number), lambda before: signal.signal(number, before)
+
+
+_SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the working folder": (os.getcwd, os.chdir),
+    "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "the handler of SIGINT": _handler(signal.SIGINT),
+    "the handler of SIGTERM": _handler(signal.SIGTERM),
+    "torch's default dtype": _of("torch", "get_default_dtype", "torch.float32"),
+    "torch's gradient mode": _of("torch", "is_grad_enabled", "True"),
+    "Pillow's largest picture": _of("PIL.Image", "MAX_IMAGE_PIXELS", str(1024**3 // 4 // 3)),
+}
+
+
+def _call(hook: Any) -> Iterable[Any]:
+    offers: Iterable[Any] = hook()
+    return offers
+
+
+def _same(plugin: Any) -> Any:
+    return plugin
 
 
 def _part(offer: Any, plugin: str) -> Part:

@@ -43,7 +43,7 @@ class Entry:
         make = self.given[1] if self.given else self._get("build")
         if not callable(make):
             raise PluginContractError("build must be a function", where=self.module)
-        return make  # type: ignore[no-any-return]
+        return make
 
     @property
     def example(self) -> dict[str, Any]:

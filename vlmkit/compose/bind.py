@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from types import NoneType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,7 +15,7 @@ from vlmkit.contracts import PartConfig, PartOf
 from vlmkit.errors import PluginError, PresetValueError, Problem, tell
 
 from .merge import is_word, lay, set_words
-from .nodes import Node, Path, dotted, walk
+from .nodes import Node, Path, dotted, parse, walk
 from .preset import Places, Preset
 from .read import read
 from .references import resolve
@@ -28,9 +29,9 @@ class Source(NamedTuple):
     place: str
 
 
-def compose(name: str, *words: str) -> Preset:
-    """A preset by name or path, further presets laid over it, then `key=value` words."""
-    tree = read(name)
+def compose(name: str | os.PathLike[str] | Preset, *words: str) -> Preset:
+    """A preset by name or path, or one bound before; further presets laid over it, then `key=value` words."""
+    tree = _unbind(name) if isinstance(name, Preset) else read(os.fspath(name))
     for layer in (read(word) for word in words if not is_word(word)):
         layer.value.pop("name", None)
         tree = lay(tree, layer)
@@ -41,14 +42,22 @@ def bind(tree: Node) -> Preset:
     """A merged tree as a preset; raises `PresetValueError` with all its problems."""
     data, nodes = resolve(tree), dict(walk(tree))
     walker = _Walk(nodes)
-    preset = walker.section(Preset, data, ())
-    if preset is not None:
-        walker.whole(preset)
+    preset = cast(Preset | None, walker.section(Preset, data, ()))
+    if preset is not None and preset.image is None and preset.video is None:
+        walker.problem((), "nothing to look at; add an `image` or a `video` section")
     if walker.problems or preset is None:
         title = f"preset {data.get('name', '')}"
         raise PresetValueError(tell(title, walker.problems), problems=tuple(walker.problems))
     preset._places.update(_places(preset, nodes))
+    preset._places.tree = tree
     return preset
+
+
+def _unbind(preset: Preset) -> Node:
+    """The layers a preset came from; if it was changed since, what it says now."""
+    if preset._places.tree is not None and bind(preset._places.tree) == preset:
+        return cast(Node, preset._places.tree)
+    return parse(json.dumps(preset.dump()), f"preset {preset.name}", line=False)
 
 
 def sources(preset: Preset) -> dict[str, Source]:
@@ -69,7 +78,8 @@ class _Walk:
     def section(self, cls: type[BaseModel], data: Any, path: Path) -> BaseModel | None:
         """The fields of one class: parts and sections inside first, then the class itself."""
         if not isinstance(data, dict):
-            return self.problem(path, f"expected a section of fields, got {shown(data)}")
+            self.problem(path, f"expected a section of fields, got {shown(data)}")
+            return None
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
         data = dict(data) if issubclass(cls, PartConfig) else {k: v for k, v in data.items() if v is not None}
         if cls is Preset:
@@ -84,7 +94,7 @@ class _Walk:
         bound: dict[str, Any] = {}
         failed: set[str] = set()
         for key, field in fields.items():
-            inner = _inside((field.annotation, *field.metadata))
+            inner = held((field.annotation, *field.metadata))
             if inner is None or data.get(key) is None:
                 if inner is not None and field.is_required():
                     failed.add(key)
@@ -108,16 +118,19 @@ class _Walk:
         """A section that names a part, bound with that part's own class."""
         data = {"use": data} if isinstance(data, str) else data
         if not isinstance(data, dict):
-            return self.problem(path, f"expected a {kind}, got {shown(data)}")
+            self.problem(path, f"expected a {kind}, got {shown(data)}")
+            return None
         name = data.get("use")
         if not isinstance(name, str):
             said = "names no part; add `use`" if name is None else f"expected the name of a {kind}, got {shown(name)}"
-            return self.problem((*path, "use"), said + self.choice(PartOf(kind)))
+            self.problem((*path, "use"), said + self.choice(PartOf(kind)))
+            return None
         try:
             return self.section(registry.find(kind, name).config, data, path)  # type: ignore[return-value]
         except PluginError as error:
             lost = "".join(f"; plugin {need} is not installed" for need in self.missing)
-            return self.problem((*path, "use"), f"{error.where}: {error.what}{lost}".removeprefix(": "))
+            self.problem((*path, "use"), f"{error.where}: {error.what}{lost}".removeprefix(": "))
+            return None
 
     def validate(self, cls: type[BaseModel], data: dict[str, Any], path: Path, bound: dict[str, Any],
                  failed: set[str]) -> BaseModel | None:  # fmt: skip
@@ -143,11 +156,6 @@ class _Walk:
                 self.missing.append(name)
                 self.problem(("needs", i), f"plugin {name} is not installed")
 
-    def whole(self, preset: Any) -> None:
-        """What no single field can tell."""
-        if preset.image is None and preset.video is None:
-            self.problem((), "nothing to look at; add an `image` or a `video` section")
-
     def choice(self, inner: Any) -> str:
         return f"; there are: {', '.join(registry.names(inner.kind)) or 'none'}" if isinstance(inner, PartOf) else ""
 
@@ -156,13 +164,13 @@ class _Walk:
         self.problems.append(Problem(dotted(path) or "preset", near.place, what))
 
 
-def _inside(annotation: Any) -> PartOf | type[BaseModel] | None:
+def held(annotation: Any) -> PartOf | type[BaseModel] | None:
     """What a field holds that must be bound by itself: a part, or a section; a list of them counts."""
     if isinstance(annotation, PartOf):
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not PartConfig:
         return annotation
-    inner = [_inside(arg) for arg in (annotation if isinstance(annotation, tuple) else _arguments(annotation))]
+    inner = [held(arg) for arg in (annotation if isinstance(annotation, tuple) else _arguments(annotation))]
     found = list(dict.fromkeys(one for one in inner if one is not None))
     return found[0] if len(found) == 1 else None
 

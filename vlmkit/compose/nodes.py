@@ -48,7 +48,7 @@ def plain(node: Node) -> Any:
 def children(node: Node) -> Iterable[tuple[str | int, Node]]:
     """What stands inside, by key or by number."""
     if isinstance(node.value, dict):
-        return node.value.items()  # type: ignore[no-any-return]
+        return node.value.items()
     return enumerate(node.value) if isinstance(node.value, list) else ()
 
 
@@ -64,10 +64,16 @@ def dotted(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
+def too_much(what: str, where: object, field: str, got: int) -> NoReturn:
+    """Over a limit, which the message names."""
+    setting = field.replace("_", ".", 1)
+    raise PresetSafetyError(what, where=where, limit=getattr(current(), field), got=got, setting=setting)
+
+
 def parse(text: str, source: str, line: bool = True) -> Node:
     """One YAML document. `source` is the file's name; without `line` it is the whole place."""
-    if len(text.encode("utf-8", "surrogatepass")) > (most := current().preset_max_bytes):
-        raise PresetSafetyError("too long", where=source, limit=most, got=len(text), setting="preset.max_bytes")
+    if (size := len(text.encode("utf-8", "surrogatepass"))) > current().preset_max_bytes:
+        too_much("too long", source, "preset_max_bytes", size)
     try:
         return _Reader(text, source, line).document()
     except yaml.YAMLError as error:
@@ -111,7 +117,7 @@ class _Reader:
             node = Node(self.scalar(event), place)
         else:
             if depth > self.limits.preset_max_depth:
-                self.over(event, "nested too deep", "preset_max_depth", depth)
+                too_much("nested too deep", place, "preset_max_depth", depth)
             make = self.mapping if isinstance(event, yaml.MappingStartEvent) else self.sequence
             node = Node(make(depth), place)
         if event.anchor:
@@ -151,7 +157,7 @@ class _Reader:
     def scalar(self, event: Any) -> Any:
         text = event.value
         if len(text) > self.limits.preset_max_scalar:
-            self.over(event, "a text too long", "preset_max_scalar", len(text))
+            too_much("a text too long", self.place(event), "preset_max_scalar", len(text))
         return text if event.style is not None else self.read(text, event)
 
     def read(self, text: str, event: Any) -> Any:
@@ -171,11 +177,7 @@ class _Reader:
     def count(self, event: Any, more: int) -> None:
         self.nodes += more
         if self.nodes > self.limits.preset_max_nodes:
-            self.over(event, "too many values, aliases counted as often as they are used", "preset_max_nodes", self.nodes)
-
-    def over(self, event: Any, what: str, field: str, got: int) -> NoReturn:
-        setting = field.replace("_", ".", 1)
-        raise PresetSafetyError(what, where=self.place(event), limit=getattr(self.limits, field), got=got, setting=setting)
+            too_much("too many values, each alias in full", self.place(event), "preset_max_nodes", self.nodes)
 
     def refuse(self, kind: type[PresetError], event: Any, what: str, hint: str = "") -> NoReturn:
         raise kind(what, where=self.place(event), hint=hint)

@@ -47,10 +47,12 @@ class Clips(Stream):
 class Places(dict[str, str]):
     """Path of a field -> where it was set. Two presets are equal wherever their values stood."""
 
+    tree: Any = None  # the merged layers, so that more can be laid over them
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class Preset(Section):

@@ -10,7 +10,7 @@ from vlmkit.limits import current
 
 from .find import Found, find, installed, within
 from .merge import lay
-from .nodes import Node, parse
+from .nodes import Node, parse, too_much
 
 
 def read(name: str) -> Node:
@@ -34,10 +34,10 @@ class _Files:
             circle = " -> ".join(p.name for p in (*above[above.index(path) :], path))
             raise PresetSafetyError(f"extends itself: {circle}", where=found.path)
         self.count += 1
-        for what, field, got in (("levels", "preset_max_extends", len(above)), ("files", "preset_max_files", self.count)):
-            if got > (most := getattr(limits, field)):
-                setting = field.replace("_", ".", 1)
-                raise PresetSafetyError(f"extends too many {what}", where=found.path, limit=most, got=got, setting=setting)
+        if len(above) > limits.preset_max_extends:
+            too_much("extends too many levels", found.path, "preset_max_extends", len(above))
+        if self.count > limits.preset_max_files:
+            too_much("extends too many files", found.path, "preset_max_files", self.count)
         tree = _open(found)
         below: Node | None = None
         for place, base in _extends(tree):
@@ -49,9 +49,8 @@ class _Files:
 
 def _open(found: Found) -> Node:
     """One file as a tree, paths beside it made whole."""
-    most = current().preset_max_bytes
-    if (size := found.path.stat().st_size) > most:
-        raise PresetSafetyError("too long", where=found.path, limit=most, got=size, setting="preset.max_bytes")
+    if (size := found.path.stat().st_size) > current().preset_max_bytes:
+        too_much("too long", found.path, "preset_max_bytes", size)
     try:
         text = found.path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -77,7 +76,8 @@ def _extends(tree: Node) -> list[tuple[str, str]]:
 def _base(name: str, child: Found, place: str) -> Found:
     """What `extends` may reach: files under the preset's own folder, then installed ones, and never itself."""
     if "${" in name or name.startswith(("/", "~")) or ".." in Path(name).parts:
-        raise PresetSafetyError(f"extends {name[:80]!r}: only names inside this folder or an installed package", where=place)
+        what = f"extends {name[:80]!r}: only names inside this folder or an installed package"
+        raise PresetSafetyError(what, where=place)
     own = child.path.resolve()
     roots = [(child.owner, folder) for folder in dict.fromkeys((child.path.parent, child.folder))] + installed()
     itself = False

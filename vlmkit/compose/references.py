@@ -11,7 +11,7 @@ from typing import Any
 from vlmkit.errors import PresetError, PresetSafetyError
 from vlmkit.limits import current
 
-from .nodes import Node, Path, children, dotted, plain
+from .nodes import Node, Path, children, dotted, plain, too_much
 
 _NAME = r"[A-Za-z_][\w-]*|[0-9]+"
 _REFERENCE = re.compile(rf"\$\{{(?P<up>\.*)(?P<path>(?:{_NAME})(?:\.(?:{_NAME})|\[[0-9]+\])*)\}}", re.ASCII)
@@ -67,7 +67,7 @@ class _Measure:
             self.refuse(node)
         self.references += len(found)
         targets = [self.target(path, node, m) for m in found]
-        if any(isinstance(t.value, dict | list) and node.value != m[0] for m, (_, t) in zip(found, targets, strict=True)):
+        if left and any(isinstance(target.value, dict | list) for _, target in targets):
             raise PresetError(f"a section cannot stand inside a text: {node.value[:80]!r}", where=node.place)
         sizes = [self.size(*target) for target in targets]
         nodes, text = 1 + sum(n for n, _ in sizes), len(left) + sum(t for _, t in sizes)
@@ -85,11 +85,11 @@ class _Measure:
         here = self.at(start)
         for step in steps:
             key: str | int = int(step) if isinstance(here.value, list) and step.isdigit() else step
-            inside = isinstance(here.value, dict) and key in here.value or (
-                isinstance(here.value, list) and isinstance(key, int) and key < len(here.value))  # fmt: skip
-            if not inside:
-                raise PresetError(f"{found[0]} points at nothing: there is no {dotted((*start, key))}", where=node.place)
-            here, start = here.value[key], (*start, key)
+            below = dict(children(here))
+            if key not in below:
+                what = f"{dotted(path)}: {found[0]} points at nothing; there is no {dotted((*start, key))}"
+                raise PresetError(what, where=node.place)
+            here, start = below[key], (*start, key)
         return start, here
 
     def at(self, path: Path) -> Node:
@@ -99,10 +99,10 @@ class _Measure:
         return node
 
     def check(self, got: int, field: str, node: Node) -> None:
-        if got > (most := getattr(current(), field)):
-            raise PresetSafetyError("references grow too large", where=node.place, limit=most, got=got,
-                                    setting=field.replace("_", ".", 1))  # fmt: skip
+        if got > getattr(current(), field):
+            too_much("references grow too large", node.place, field, got)
 
     def refuse(self, node: Node) -> None:
-        raise PresetSafetyError(f"only references such as ${{tower.model}} are read, got {node.value[:80]!r}",
-                                where=node.place, hint="resolvers, the environment and nested references are refused")  # fmt: skip
+        what = f"only references such as ${{tower.model}} are read, got {node.value[:80]!r}"
+        hint = "resolvers, the environment and nested references are refused"
+        raise PresetSafetyError(what, where=node.place, hint=hint)

@@ -12,8 +12,8 @@ from .nodes import Path
 WANTED = {
     "int_type": "an integer", "int_from_float": "an integer", "float_type": "a number", "string_type": "text",
     "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list", "dict_type": "a section of fields",
-    "model_type": "a section of fields", "model_attributes_type": "a section of fields", "finite_number": "a finite number",
-    "none_required": "null", "set_type": "a list", "path_type": "a path",
+    "model_type": "a section of fields", "model_attributes_type": "a section of fields",
+    "finite_number": "a finite number", "none_required": "null", "set_type": "a list", "path_type": "a path",
     "greater_than_equal": "at least {ge}", "greater_than": "more than {gt}", "less_than_equal": "at most {le}",
     "less_than": "less than {lt}", "multiple_of": "a multiple of {multiple_of}", "literal_error": "{expected}",
     "enum": "{expected}", "too_short": "at least {min_length} items", "too_long": "at most {max_length} items",
