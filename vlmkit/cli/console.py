@@ -28,7 +28,7 @@ def columns(rows: Iterable[Sequence[object]], heads: Sequence[str] = (), right: 
             indent: str = "") -> None:
     """Rows in columns as wide as they need to be; numbers (`right`) to the right, heads dimmed on a terminal."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    every = ([[h for h in heads]] if heads else []) + texts
+    every = ([list(heads)] if heads else []) + texts
     widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))] if every else []
     for number, row in enumerate(every):
         cells = [cell.rjust(w) if i in set(right) else cell.ljust(w)

@@ -44,9 +44,12 @@ def main(words: Sequence[str]) -> int:
 
 def make_app(manager: Manager) -> typer.Typer:
     """The application: our commands, then those of plugins, through the same hook."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                      help="Build, swap and study vision-language models from parts.",
-                      epilog="Words are names of presets, laid one over the other, then key=value.")
+    app = typer.Typer(
+        help="Build, swap and study vision-language models from parts.",
+        epilog="Words are names of presets, laid one over the other, then key=value.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    )  # fmt: skip
     app.callback()(_options)
     if not manager.has_plugin("vlmkit.cli"):
         manager.accept(sys.modules["vlmkit.cli"], "vlmkit.cli")

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..types import Layout
-from .drawing import FAINT, INK, MARGIN, NEWLINE, PAPER, PREFIX, font, legend
+from .drawing import FAINT, INK, LINE, MARGIN, NEWLINE, PAPER, PREFIX, font, legend
 from .tiles import GAP, TOP, WIDTH
 from .trace import Token, Trace, sheets
 
@@ -38,12 +38,12 @@ def rows(trace: Trace) -> list[Row]:
 def _breaks(before: Token, token: Token) -> bool:
     if token.kind == "separator":
         return False
-    return before.kind == "separator" or before.sheet != token.sheet or abs(before.y - token.y) > 1e-3
+    return before.kind != token.kind or before.sheet != token.sheet or abs(before.y - token.y) > 1e-3
 
 
-def draw(tiles: Tensor, layout: Layout, trace: Trace, grid: tuple[int, int]) -> Image.Image:
-    """One block for each sheet.   tiles uint8 [tiles, 3, side, side]; grid: patches of one tile, rows and cols"""
-    colours = [c.permute(1, 2, 0).tolist() for c in sheets(F.adaptive_avg_pool2d(tiles.float(), grid), layout)]
+def draw(tiles: Tensor, layout: Layout, trace: Trace) -> Image.Image:
+    """One block for each sheet.   tiles uint8 [tiles, 3, side, side]"""
+    colours = [c.permute(1, 2, 0).tolist() for c in sheets(F.adaptive_avg_pool2d(tiles.float(), trace.used[0].shape), layout)]
     blocks = [list(block) for _, block in groupby(rows(trace), key=lambda row: row[0].sheet)]
     cell = _cell(blocks)
     spots, height = _flow(blocks, cell)
@@ -83,6 +83,7 @@ def _line(pen: ImageDraw.ImageDraw, row: Row, colours: list[list[list[list[float
     x, y = at
     if numbered:
         pen.text((x + LABEL - 8, y + cell / 2), str(row.first), font=font(11), fill=FAINT, anchor="rm")
+    pen.rectangle((x + LABEL - 1, y - 1, x + LABEL + len(row) * cell - 1, y + cell - 1), fill=LINE)
     for number, token in enumerate(row):
         left = x + LABEL + number * cell
         pen.rectangle((left, y, left + cell - 2, y + cell - 2), fill=_colour(token, colours))
@@ -97,19 +98,21 @@ def _colour(token: Token, colours: list[list[list[list[float]]]]) -> tuple[int, 
 
 
 def _title(block: list[Row], layout: Layout) -> str:
-    name = f"frame {block[0][0].sheet}" if layout.kind == "video" else ("tiles" if block[0][0].sheet else "whole picture")
+    sheet = block[0][0].sheet
+    name = f"frame {sheet}" if layout.kind == "video" else "tiles" if sheet else "whole picture"
     return f"{name}: {sum(map(len, block))} tokens{_shape(block)}"
 
 
 def _shape(block: list[Row]) -> str:
     """How the sum comes about, when all lines are alike."""
-    patches = {sum(token.kind == "patch" for token in row) for row in block}
-    others = [sum(token.kind != "patch" for token in row) for row in block]
-    if len(patches) > 1:
+    lines = [row for row in block if row[0].kind == "patch"]
+    patches = {sum(token.kind == "patch" for token in row) for row in lines}
+    others = sum(map(len, block)) - sum(patches) * len(lines)
+    if len(patches) != 1:
         return ""
-    if set(others) <= {1} and others:
-        return f" = {len(block)} x ({patches.pop()} + newline)"
-    return f" = {len(block)} x {patches.pop()}" + (f" + {sum(others)}" if any(others) else "")
+    if others == len(lines) == len(block):
+        return f" = {len(lines)} x ({patches.pop()} + newline)"
+    return f" = {len(lines)} x {patches.pop()}" + (f" + {others}" if others else "")
 
 
 def _legend(trace: Trace) -> list[tuple[tuple[int, int, int], str]]:

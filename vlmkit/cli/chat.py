@@ -1,0 +1,80 @@
+"""vlmkit chat SOURCE"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import vlmkit
+from vlmkit.errors import VlmkitError
+
+from . import arguments as a
+from . import console
+from .generate import load
+
+HELP = "/image FILE and /video FILE show something with the next question, /new starts anew, /quit ends"
+
+
+def chat(
+    source: a.Source,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Further presets or key=value.")] = None,
+    image: a.Images = None,
+    video: a.Videos = None,
+    max_new_tokens: a.NewTokens = 512,
+    temperature: a.Temperature = 0.0,
+    top_p: a.TopP = 1.0,
+    seed: a.Seed = None,
+    device: a.Device = "auto",
+    dtype: a.Dtype = None,
+    attention: a.Attention = "auto",
+) -> None:
+    """Talk about pictures and clips, turn by turn."""
+    model, processor = load(source, words or [], device, dtype, attention)
+    how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    turns: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = [_media("image", path) for path in image or []]
+    shown += [_media("video", path) for path in video or []]
+    print(HELP, file=sys.stderr)
+    while (line := _ask()) is not None and line not in ("/quit", "/exit"):
+        command, _, rest = line.partition(" ")
+        if command in ("/image", "/video"):
+            shown.append(_media(command[1:], Path(rest.strip()).expanduser()))
+        elif command == "/new":
+            turns, shown = [], []
+        elif command.startswith("/"):
+            print(HELP, file=sys.stderr)
+        elif line:
+            asked = {"role": "user", "content": [*shown, {"type": "text", "text": line}]}
+            answer = _answer(model, processor, [*turns, asked], how)
+            if answer is not None:
+                turns, shown = [*turns, asked, {"role": "assistant", "content": answer}], []
+
+
+def _ask() -> str | None:
+    """The next line, None at the end."""
+    print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+def _media(kind: str, path: Path) -> dict[str, str]:
+    return {"type": kind, kind: str(path)}
+
+
+def _answer(model: Any, processor: Any, turns: list[dict[str, Any]], how: dict[str, Any]) -> str | None:
+    """Print an answer as it comes. A turn that fails is forgotten; so is the rest of one that is interrupted."""
+    said: list[str] = []
+    try:
+        for piece in vlmkit.stream(model, processor, turns, **how):
+            said.append(piece)
+            print(piece, end="", flush=True)
+    except VlmkitError as error:
+        console.warn(f"error: {error}")
+        return None
+    except KeyboardInterrupt:
+        pass
+    print()
+    return "".join(said)

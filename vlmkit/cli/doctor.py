@@ -1,0 +1,71 @@
+"""vlmkit doctor"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import vlmkit
+from vlmkit.plugins import default
+
+from . import console
+from .arguments import Json
+
+PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "safetensors", "pillow", "av", "omegaconf", "pydantic",
+            "pluggy", "typer", "numpy", "huggingface-hub", "transformers", "flash-attn")  # fmt: skip
+
+
+def doctor(json: Json = False) -> None:
+    """Versions, devices, attention backends, plugins and what is wrong with them."""
+    with console.progress("looking at torch and its devices"):
+        devices = _devices()
+    versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),
+                **{name: _version(name) for name in PACKAGES}}  # fmt: skip
+    backends = {entry.name: _usable(entry) for entry in vlmkit.parts("attention")}
+    manager = default()
+    broken = [b._asdict() for b in manager.broken]
+    if json:
+        return console.document({"versions": versions, "devices": devices, "attention": backends,
+                                 "plugins": manager.packages, "broken": broken})  # fmt: skip
+    console.columns([(name, version or "not installed") for name, version in versions.items()], ("versions", ""))
+    print()
+    console.columns([(d["device"], d["name"], console.amount(d["memory"])) for d in devices], ("devices", "", ""))
+    print()
+    console.columns(backends.items(), ("attention", ""))
+    print()
+    outside = [(name, package) for name, package in manager.packages.items() if not name.startswith("vlmkit")]
+    console.columns(outside or [("no plugins installed", "")], ("plugins", ""))
+    for plugin in manager.broken:
+        console.warn(f"error: plugin {plugin.plugin} ({plugin.package}) is broken: {plugin.reason}")
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    cores = torch.get_num_threads()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    found = [{"device": "cpu", "name": f"{platform.machine()}, {cores} threads", "memory": pages}]
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        found.append({"device": f"cuda:{i}", "name": about.name, "memory": about.total_memory})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU", "memory": pages})
+    return found
+
+
+def _usable(entry: Any) -> str:
+    """Can it be built here?"""
+    try:
+        entry.build(entry.config())
+    except Exception as error:
+        return f"not usable: {error}"
+    return "usable"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
