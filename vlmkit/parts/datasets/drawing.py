@@ -221,10 +221,10 @@ def film(look: Look, still: list[Thing], moving: list[Thing | None]) -> NDArray[
     for thing in still:
         draw_thing(draw, look, thing)
     frames = []
-    for i, thing in enumerate(moving):
+    for i, mover in enumerate(moving):
         frame = backdrop.copy()
-        if thing is not None:
-            draw_thing(ImageDraw.Draw(frame), look, thing)
+        if mover is not None:
+            draw_thing(ImageDraw.Draw(frame), look, mover)
         frames.append(np.asarray(finish(frame, look._replace(seed=look.seed + i))))
     return np.stack(frames)
 

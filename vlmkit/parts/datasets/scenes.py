@@ -23,7 +23,7 @@ SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those th
 KINDS = {"objects": 0.42, "text": 0.28, "pair": 0.11, "clip": 0.19}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
-    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 1.2, "position": 1,
+    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 2, "position": 1,
                 "describe": 1},
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5,
              "describe": 1.5, "spell": 1},
@@ -31,7 +31,7 @@ ABOUT: dict[str, dict[str, float]] = {
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "describe": 0.5, "count": 0.3, "exists": 0.2},
 }
 # At most so many of one skill, and for some no answer twice: it would be the same question in other words.
-MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "exists": 2,
+MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "exists": 1,
         "relation": 3, "size": 3}
 ONCE = ("shape", "colour", "count", "position", "motion")
 TRIES = 200
@@ -117,7 +117,6 @@ def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list
     """Different questions about one scene; skills that it says nothing about fall away."""
     about = {skill: 1.0} if skill else dict(ABOUT[draft.kind])
     asked: list[Question] = []
-    seen: set[str] = set()
     for _ in range(turns * 3):
         if len(asked) == turns or not about:
             break
@@ -125,12 +124,15 @@ def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list
         question = ASK[name](rng, draft)
         if question is None:
             del about[name]
-        elif not {question.text, said := f"{name} {question.answer}" if name in ONCE else ""} & seen:
-            seen |= {question.text, said} - {""}
+        elif not any(_same(question, other) for other in asked):
             asked.append(question)
-        if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, 9):
+        if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, turns):
             about.pop(name, None)
     return asked
+
+
+def _same(a: Question, b: Question) -> bool:
+    return a.text == b.text or (a.skill == b.skill and a.skill in ONCE and a.answer == b.answer)
 
 
 def conversation(scene: Scene) -> list[dict[str, Any]]:
