@@ -8,4 +8,4 @@ from vlmkit.hookspecs import Part, hookimpl
 @hookimpl
 def vlmkit_parts() -> Iterable[Part]:
     here = "vlmkit.parts.chats"
-    return [Part("chat", name, f"{here}.{name}") for name in ("turns",)]
+    return [Part("chat", name, f"{here}.{name}") for name in ("turns", "template")]
