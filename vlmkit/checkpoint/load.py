@@ -69,7 +69,7 @@ def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> Preset:
 def _home(preset: Preset) -> Path:
     """The one native folder of a preset's weights."""
     for entry in preset.weights:
-        folder = Path(preset.folder or ".") / entry.from_
+        folder = Path(entry.from_)  # a place beside the preset was made absolute when it was read
         if entry.format == "native" and native.is_native(folder):
             return folder
     told = ", ".join(f"{w.from_} ({w.format})" for w in preset.weights) or "none"

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from safetensors.torch import save_file
 
 from .. import registry
-from ..compose import preset as presets
 from ..contracts import PartConfig
 from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
 from .tensors import ONE, once
@@ -49,9 +49,9 @@ def save(model: VLM, processor: Processor, folder: str | Path) -> Path:
 def _write(model: VLM, processor: Processor, folder: Path) -> None:
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / ONE, metadata={"format": "pt"})
-    home = processor.preset.model_copy(update={"weights": (presets.Weights.model_validate(
-        {"from": ".", "format": "native"}),)})
-    (folder / PRESET).write_text(presets.dump(home), "utf-8")
+    here = {"tokenizer": {"from": "."}, "weights": [{"from": ".", "format": "native"}]}
+    text = yaml.safe_dump(processor.preset.dump() | here, sort_keys=False, allow_unicode=True, width=110)
+    (folder / PRESET).write_text(text, "utf-8")
     (folder / TOKENIZER).write_text(processor.tokenizer.to_json(), "utf-8")
     files = {file.name: digest(file) for file in sorted(folder.iterdir())}
     lock = {"versions": _versions(processor.preset), "files": files}

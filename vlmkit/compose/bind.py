@@ -16,7 +16,7 @@ from vlmkit.errors import PluginError, PresetValueError, Problem, tell
 
 from .merge import is_word, lay, set_words
 from .nodes import Node, Path, dotted, parse, walk
-from .preset import Places, Preset
+from .preset import Places, Preset, Run
 from .read import read
 from .references import resolve
 from .say import complaints, shown
@@ -42,7 +42,8 @@ def bind(tree: Node) -> Preset:
     """A merged tree as a preset; raises `PresetValueError` with all its problems."""
     data, nodes = resolve(tree), dict(walk(tree))
     walker = _Walk(nodes)
-    preset = cast(Preset | None, walker.section(Preset, data, ()))
+    kind = Run if "train" in data else Preset
+    preset = cast(Preset | None, walker.section(kind, data, ()))
     if preset is not None and preset.image is None and preset.video is None:
         walker.problem((), "nothing to look at; add an `image` or a `video` section")
     if walker.problems or preset is None:
@@ -82,7 +83,7 @@ class _Walk:
             return None
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
         data = dict(data) if issubclass(cls, PartConfig) else {k: v for k, v in data.items() if v is not None}
-        if cls is Preset:
+        if issubclass(cls, Preset):
             self.needs(data.get("needs"))
         for key in [key for key in data if key not in fields]:
             del data[key]

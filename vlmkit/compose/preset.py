@@ -76,3 +76,20 @@ class Preset(Section):
         """Everything it says, defaults filled in, as plain lists and mappings that read back equal."""
         said: dict[str, Any] = self.model_dump(mode="json", by_alias=True, serialize_as_any=True)
         return said
+
+
+class Schedule(Section):
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+
+
+class Run(Preset):
+    """A preset with what it takes to train it."""
+
+    data: Annotated[PartConfig, PartOf("dataset")]
+    train: dict[str, float] = Field(description="section -> learning rate; everything unnamed is frozen")
+    steps: int = Field(ge=1)
+    batch: int = Field(32, ge=1, description="conversations of one step")
+    schedule: Schedule = Field(default_factory=Schedule)
+    seed: int = Field(0, ge=0, description="of the weights a training starts from")
+    save_every: int = Field(500, ge=1, description="steps between two saves")
+    workers: int = Field(1, ge=0, description="processes that prepare data")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import PresetError, ResumeError, VlmkitError
@@ -49,50 +49,58 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
     Raises VlmkitError when the loss is not finite, before any weight is touched by it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = _optimizer(model, run.train)
-    first = _resume(out / STATE, model, optimizer) if resume else 0
+    optimizers = _optimizers(model, run.train)
+    first = _resume(out / STATE, model, optimizers) if resume else 0
     torch.manual_seed(run.seed + first)
     model.train()
     for step, batch in enumerate(_batches(run, processor, first), start=first):
         begun = time.perf_counter()
-        _set_rate(optimizer, _share(step, run.steps, run.schedule.warmup))
-        value = _step(model, optimizer, batch)
+        _set_rate(optimizers, _share(step, run.steps, run.schedule.warmup))
+        value = _step(model, optimizers, batch)
         _log(out / "log.jsonl", step, value, len(batch.ids), time.perf_counter() - begun)
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            _save(out / STATE, model, optimizer, step + 1)
+            _save(out / STATE, model, optimizers, step + 1)
     return model.eval()
 
 
-def _step(model: VLM, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+def _step(model: VLM, optimizers: list[Optimizer], batch: Batch) -> float:
     value = loss(model, batch)
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
-    learned = [p for g in optimizer.param_groups for p in g["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
+    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     if not torch.isfinite(value) or not torch.isfinite(norm):
         raise VlmkitError(f"loss {value.item()}, gradient norm {norm.item()}: not finite; no weight was changed",
                           hint="resume from the last save with a smaller learning rate")
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return value.item()
 
 
-def _optimizer(model: VLM, rates: dict[str, float]) -> torch.optim.Optimizer:
-    """One group for each named section; everything unnamed is frozen. Norms and biases do not decay."""
+def _optimizers(model: VLM, rates: dict[str, float]) -> list[Optimizer]:
+    """Muon for the matrices between layers, AdamW for all else; what no section names is frozen.
+
+    Muon's update is scaled to the size of AdamW's, so one learning rate serves both.
+    """
     model.requires_grad_(False)
-    groups: list[dict[str, Any]] = []
-    taken: set[int] = set()
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for section, rate in rates.items():
-        weights = [p for n, p in model.named_parameters() if (n + ".").startswith(section + ".") and id(p) not in taken]
-        if not weights:
+        found = {n: p for n, p in model.named_parameters() if (n + ".").startswith(section + ".")}
+        if not found:
             raise PresetError(f"nothing is called {section!r} in this model", where="train",
                               hint=f"sections: {', '.join(n for n, _ in model.named_children())}")
-        taken |= {id(p) for p in weights}
-        for p in weights:
+        for name, p in found.items():
             p.requires_grad_(True)
-        groups.append({"params": [p for p in weights if p.ndim > 1], "lr": rate, "weight_decay": 0.05})
-        groups.append({"params": [p for p in weights if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
-    groups = [{**g, "rate": g["lr"]} for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+            inner = p.ndim == 2 and not name.endswith(("embed.weight", "head.weight"))
+            group = {"params": [p], "lr": rate, "rate": rate, "weight_decay": 0.02 if p.ndim > 1 else 0.0}
+            (matrices if inner else others).append(group)
+    made: list[Optimizer] = []
+    if matrices:
+        made.append(torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        made.append(torch.optim.AdamW(others, betas=(0.9, 0.98)))
+    return made
 
 
 def _batches(run: Run, processor: Processor, first: int) -> Iterator[Batch]:
@@ -110,8 +118,8 @@ def _share(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    for group in optimizer.param_groups:
+def _set_rate(optimizers: list[Optimizer], share: float) -> None:
+    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
         group["lr"] = group["rate"] * share
 
 
@@ -121,20 +129,20 @@ def _log(file: Path, step: int, value: float, tokens: int, seconds: float) -> No
                               "seconds": round(seconds, 3)}) + "\n")
 
 
-def _save(file: Path, model: VLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(file: Path, model: VLM, optimizers: list[Optimizer], step: int) -> None:
     beside = file.with_suffix(".part")
-    state: dict[str, Any] = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
     torch.save(state, beside)
     with beside.open("rb") as written:
         os.fsync(written.fileno())
     beside.replace(file)
 
 
-def _resume(file: Path, model: VLM, optimizer: torch.optim.Optimizer) -> int:
+def _resume(file: Path, model: VLM, optimizers: list[Optimizer]) -> int:
     if not file.is_file():
         raise ResumeError("there is nothing to resume", where=file, hint="start without --resume")
     state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    weights: dict[str, Tensor] = state["model"]
-    model.load_state_dict(weights, strict=True)
-    optimizer.load_state_dict(state["optimizer"])
+    model.load_state_dict(state["model"], strict=True)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return int(state["step"])
