@@ -78,6 +78,14 @@ def test_a_row_draws_alone() -> None:
     assert draw(lines, *mixed)[::2] == together[::2]
 
 
+def test_a_row_of_nan_stops_nobody() -> None:
+    lines = logits(2)
+    how = Sampling(temperature=1.0, seed=0)
+    wanted = draw(lines[:1], how)
+    lines[1] = torch.nan
+    assert draw(lines, how, how)[:1] == wanted
+
+
 def test_no_seed_follows_torch() -> None:
     torch.manual_seed(5)
     first = [draw(logits(1), Sampling(temperature=2.0))[0] for _ in range(8)]

@@ -83,14 +83,21 @@ def _pieces(engine: Engine, request: Request) -> Iterator[str]:
 def _several(conversations: Any, images: Any, videos: Any) -> tuple[list[Any], bool]:
     """A list of conversations, and whether it was only one."""
     if isinstance(conversations, str):
-        content = [{"type": "image", "image": image} for image in _list(images)]
-        content += [{"type": "video", "video": video} for video in _list(videos)]
-        return [[{"role": "user", "content": [*content, {"type": "text", "text": conversations}]}]], True
+        return [_ask(conversations, images, videos)], True
     if images is not None or videos is not None:
         raise PromptError("images and videos go with a text; in a conversation they are content parts")
     conversations = list(conversations)
     alone = bool(conversations) and isinstance(conversations[0], Mapping)
-    return ([conversations], True) if alone else (conversations, False)
+    if alone:
+        return [conversations], True
+    return [_ask(c) if isinstance(c, str) else c for c in conversations], False
+
+
+def _ask(text: str, images: Any = None, videos: Any = None) -> list[dict[str, Any]]:
+    """A conversation of one question."""
+    content = [{"type": "image", "image": image} for image in _list(images)]
+    content += [{"type": "video", "video": video} for video in _list(videos)]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 def _list(given: Any) -> list[Any]:

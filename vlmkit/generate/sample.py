@@ -78,6 +78,8 @@ def choose(
             picked[row] = line.argmax()
         if how.temperature > 0:
             line = keep_mass(keep_best(line / how.temperature, how.top_k), how.top_p)
-            picked[row] = torch.multinomial(line.softmax(-1).cpu(), 1, generator=generators[row])[0]
+            likely = line.softmax(-1).cpu()
+            if likely.isfinite().all():  # a row that overflowed keeps its argmax and stops nobody else
+                picked[row] = torch.multinomial(likely, 1, generator=generators[row])[0]
     chosen = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
     return picked.tolist(), chosen.tolist()

@@ -1,0 +1,292 @@
+"""Many requests in one row give what each would give alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor, nn
+
+from vlmkit.errors import ContextLengthError, PromptError
+from vlmkit.generate import Engine, Options, Sampling, generate, stream
+from vlmkit.generate import engine as engine_module
+from vlmkit.generate.engine import join
+from vlmkit.parts.attention import eager, sdpa
+from vlmkit.parts.decoders import transformer
+from vlmkit.processing.tokenizer import Tokenizer
+from vlmkit.types import Batch, Layout, Visual
+
+NOTHING = torch.empty(0, dtype=torch.int64)
+PROMPTS = ["a", "The cat sat on the mat.", "naïve 猫", "x" * 70, "?", "two words", "1234567890" * 3, "猫 " * 9]
+
+
+def alphabet() -> Tokenizer:
+    """One token for each byte, and an end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.add_special_tokens([tokenizers.AddedToken("</s>", special=True)])
+    return Tokenizer(raw.to_str())
+
+
+class Speaker(nn.Module):
+    """A decoder that only reads: a model without eyes."""
+
+    def __init__(self, backend: Any = sdpa, **fields: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        given = {**transformer.EXAMPLE, "vocab": 320, "context": 512, **fields}
+        self.decoder = transformer.Config.model_validate(given).build(attention=backend.build(backend.Config()))
+        self.rows_of_logits: list[int] = []
+        with torch.no_grad():
+            for name, weight in self.decoder.named_parameters():  # wide enough that words differ
+                weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
+
+    def forward(self, batch: Batch, cache: Any = None) -> Tensor:
+        return self.decoder(self.decoder.embed(batch.ids), batch.lens, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.rows_of_logits.append(len(hidden))
+        return self.decoder.logits(hidden)
+
+
+class Reader:
+    """Text to ids."""
+
+    def __init__(self, stop_ids: tuple[int, ...] = (), stop_strings: tuple[str, ...] = ()) -> None:
+        self.tokenizer, self.stop_ids, self.stop_strings = alphabet(), stop_ids, stop_strings
+        self.asked: list[Any] = []
+
+    def __call__(self, conversations: list[Any]) -> Batch:
+        (messages,) = conversations
+        self.asked.append(messages)
+        content = messages[-1]["content"]
+        text = content if isinstance(content, str) else content[-1]["text"]
+        ids = self.tokenizer.raw.encode(text, add_special_tokens=False).ids
+        return Batch(torch.tensor(ids), torch.tensor([len(ids)]), NOTHING, [])
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+CHANCE = {"temperature": 1.3, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.2, "seed": 3}
+MANY = [user(text) for text in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def model() -> Speaker:
+    return Speaker()
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+def plainly(model: Speaker, ids: list[int], count: int) -> list[int]:
+    """Greedy decoding with no engine and no cache: the whole sequence again for each token."""
+    found: list[int] = []
+    with torch.no_grad():
+        while len(found) < count:
+            x = torch.tensor(ids + found)
+            hidden = model.decoder(model.decoder.embed(x), torch.tensor([len(x)]))
+            found.append(int(model.decoder.logits(hidden[-1])[:257].argmax()))
+    return found
+
+
+@pytest.mark.parametrize("backend", [eager, sdpa], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("fields", [{"window": 6}, {"rope": {"type": "dynamic", "factor": 2}, "context": 90}], ids=str)
+@pytest.mark.parametrize("how", [{}, CHANCE], ids=["greedy", "sampled"])
+def test_a_batch_is_one_by_one(backend: Any, fields: dict[str, Any], how: dict[str, Any], reader: Reader) -> None:
+    model = Speaker(backend, **fields)
+    alone = [generate(model, reader, c, max_new_tokens=14, details=True, **how) for c in MANY]
+    for rows in (8, 3):
+        together = generate(model, reader, MANY, max_new_tokens=14, details=True, rows=rows, **how)
+        for mine, yours in zip(together, alone, strict=True):
+            assert mine.ids == yours.ids
+            assert mine.text == yours.text
+            assert mine.logprobs == pytest.approx(yours.logprobs, abs=1e-5)
+    assert len({tuple(g.ids) for g in alone}) == len(MANY)
+
+
+def test_the_engine_adds_nothing(model: Speaker, reader: Reader) -> None:
+    for text, got in zip(PROMPTS, generate(model, reader, MANY, max_new_tokens=16, details=True), strict=True):
+        ids = reader.tokenizer.raw.encode(text, add_special_tokens=False).ids
+        assert got.ids == plainly(model, ids, 16)
+        assert (got.prompt_tokens, got.visual_tokens, got.finish) == (len(ids), 0, "length")
+        assert got.text == reader.tokenizer.decode(got.ids)
+
+
+def test_requests_join_and_leave_while_others_run(model: Speaker, reader: Reader) -> None:
+    engine, wanted, got = Engine(model, reader, rows=2, prefill=1), {}, {}
+    waiting = list(enumerate(MANY[:5]))
+    for index, conversation in waiting:
+        wanted[index] = generate(model, reader, conversation, max_new_tokens=3 + 4 * index)
+    names: dict[int, int] = {}
+    while waiting or engine.running:
+        if waiting and engine.open:
+            index, conversation = waiting.pop(0)
+            names[id(request := engine.admit(reader([conversation]), options(3 + 4 * index)))] = index
+            got[index] = request
+        engine.step()
+    assert {i: r.writer.text for i, r in got.items()} == wanted
+    assert engine.cache[0].lens.tolist() == [0, 0]
+
+
+def options(count: int) -> Options:
+    return Options(max_new_tokens=count)
+
+
+def test_only_the_last_position_gets_logits(model: Speaker, reader: Reader) -> None:
+    model.rows_of_logits.clear()
+    generate(model, reader, MANY, max_new_tokens=3)
+    assert model.rows_of_logits == [8, 8, 8]
+
+
+def test_a_long_answer_outgrows_its_cache(model: Speaker, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = generate(model, reader, MANY[:3], max_new_tokens=60, details=True)
+    monkeypatch.setattr(engine_module, "ROOM", 7)
+    got = generate(model, reader, MANY[:3], max_new_tokens=60, details=True)
+    assert [g.ids for g in got] == [g.ids for g in wanted]
+
+
+def test_spare_rows_of_the_vocabulary_are_never_said(reader: Reader) -> None:
+    model = Speaker()
+    with torch.no_grad():
+        model.decoder.head.weight[257:] *= 100  # the tokenizer knows 257 ids
+    for how in ({}, {"temperature": 2.0, "seed": 1}, {"temperature": 2.0, "top_k": 3, "seed": 1}):
+        for answer in generate(model, reader, MANY, max_new_tokens=12, details=True, **how):
+            assert max(answer.ids) < reader.tokenizer.size == 257
+
+
+def test_what_a_request_leaves_behind_is_wiped(model: Speaker, reader: Reader) -> None:
+    engine = Engine(model, reader, rows=2)
+    first = engine.admit(reader([user("broken")]), options(9))
+    engine.step()
+    with torch.inference_mode():
+        for layer in engine.cache:  # an overflow in half precision looks like this
+            layer.k[first.row, :6] = torch.nan
+            layer.v[first.row, :6] = torch.inf
+    engine.finish(first)
+    short, long = engine.admit(reader([user("a")]), options(9)), engine.admit(reader([user("a" * 30)]), options(9))
+    while engine.running:
+        engine.step()
+    assert short.ids == generate(model, reader, user("a"), max_new_tokens=9, details=True).ids
+    assert long.ids == generate(model, reader, user("a" * 30), max_new_tokens=9, details=True).ids
+
+
+def test_stop_ids(model: Speaker, reader: Reader) -> None:
+    free = generate(model, reader, MANY[1], max_new_tokens=12, details=True)
+    end = free.ids[5]
+    first = free.ids.index(end) + 1
+    stopped = generate(model, Reader(stop_ids=(end,)), MANY[1], max_new_tokens=12, details=True)
+    assert (stopped.ids, stopped.finish) == (free.ids[:first], "stop")  # the one that ends it is counted, not shown
+    assert stopped.text == reader.tokenizer.decode(free.ids[: first - 1])
+    assert len(stopped.logprobs) == first
+    on = generate(model, Reader(stop_ids=(end,)), MANY[1], max_new_tokens=12, details=True, ignore_eos=True)
+    assert (on.ids, on.finish) == (free.ids, "length")
+
+
+def test_stop_strings(model: Speaker, reader: Reader) -> None:
+    free = generate(model, reader, MANY[1], max_new_tokens=40)
+    stop = free[10:13]
+    wanted = free[: free.find(stop)]
+    for given in (stop, [stop, "never said"]):
+        answer = generate(model, reader, MANY[1], max_new_tokens=40, stop=given, details=True)
+        assert (answer.text, answer.finish) == (wanted, "stop")
+    own = Reader(stop_strings=(stop,))
+    assert generate(model, own, MANY[1], max_new_tokens=40) == wanted
+    assert generate(model, own, MANY[1], max_new_tokens=40, ignore_eos=True) == free
+    assert "".join(stream(model, own, MANY[1], max_new_tokens=40)) == wanted
+
+
+def test_the_context_is_the_end(reader: Reader) -> None:
+    model = Speaker(context=20)
+    answer = generate(model, reader, user("x" * 15), max_new_tokens=50, details=True)
+    assert (len(answer.ids), answer.finish) == (5, "length")
+    with pytest.raises(ContextLengthError, match="20 tokens, 0 of them visual; the decoder reads 20"):
+        generate(model, reader, user("x" * 20))
+
+
+def test_a_stream_is_the_same_text_in_pieces(model: Speaker, reader: Reader) -> None:
+    for conversation in MANY[:3]:
+        pieces = list(stream(model, reader, conversation, max_new_tokens=30))
+        assert len(pieces) > 5
+        assert all(pieces)
+        assert "".join(pieces) == generate(model, reader, conversation, max_new_tokens=30)
+
+
+def test_a_stream_starts_before_it_ends(model: Speaker, reader: Reader) -> None:
+    model.rows_of_logits.clear()
+    pieces = stream(model, reader, MANY[0], max_new_tokens=200)
+    assert isinstance(pieces, Iterator)
+    next(pieces)
+    assert len(model.rows_of_logits) < 20
+
+
+def test_one_gives_one_and_many_give_many(model: Speaker, reader: Reader) -> None:
+    text = generate(model, reader, "a", max_new_tokens=4)
+    assert isinstance(text, str)
+    assert generate(model, reader, user("a"), max_new_tokens=4) == text
+    assert generate(model, reader, [user("a")], max_new_tokens=4) == [text]
+    assert generate(model, reader, ["a", user("a")], max_new_tokens=4) == [text, text]
+    assert generate(model, reader, []) == []
+
+
+def test_a_prompt_takes_its_media_along(model: Speaker, reader: Reader) -> None:
+    generate(model, reader, "what?", images=["a.png", "b.png"], videos="c.mp4", max_new_tokens=1)
+    parts = [
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "image": "b.png"},
+        {"type": "video", "video": "c.mp4"},
+        {"type": "text", "text": "what?"},
+    ]
+    assert reader.asked == [[{"role": "user", "content": parts}]]
+    with pytest.raises(PromptError, match="content parts"):
+        generate(model, reader, MANY[0], images=["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [({"max_new_tokens": 0}, "max_new_tokens"), ({"stop": ""}, "stop"), ({"top_p": 0.0}, "top_p")],
+)
+def test_a_wrong_wish_is_named(model: Speaker, reader: Reader, wrong: dict[str, Any], text: str) -> None:
+    for ask in (generate, stream):
+        with pytest.raises(PromptError, match=text):
+            ask(model, reader, MANY[0], **wrong)
+    assert not reader.asked  # before anything is read
+    with pytest.raises(PromptError, match="one conversation"):
+        stream(model, reader, MANY)
+
+
+def test_learning_goes_on_after_an_answer(model: Speaker, reader: Reader) -> None:
+    generate(model, reader, MANY[:2], max_new_tokens=2)
+    batch = reader([MANY[1]])
+    model.logits(model(batch)).sum().backward()
+    assert model.decoder.embed.weight.grad is not None
+    model.zero_grad(set_to_none=True)
+
+
+def test_pictures_of_new_requests_keep_their_places(model: Speaker, reader: Reader) -> None:
+    """Slots move with their prompt; visuals stay in the order of the rows; old requests bring one token each."""
+
+    def picture(side: int) -> Visual:
+        return Visual(torch.zeros(1, 3, side, side, dtype=torch.uint8), Layout("image", side, side))
+
+    engine = Engine(model, reader, rows=4)
+    shown = Batch(torch.tensor([1, 9, 9, 2]), torch.tensor([4]), torch.tensor([1, 2]), [picture(1)])
+    a = engine.admit(shown, options(5))
+    b = engine.admit(reader([user("abc")]), options(5))
+    b.ids = [77]
+    c = engine.admit(Batch(torch.tensor([9, 3]), torch.tensor([2]), torch.tensor([0]), [picture(2)]), options(5))
+    assert a.sampling == Sampling()
+    batch = join([a, b, c], 4)
+    assert batch.ids.tolist() == [1, 9, 9, 2, 77, 9, 3]
+    assert batch.lens.tolist() == [4, 1, 2, 0]
+    assert batch.slots.tolist() == [1, 2, 5]
+    assert [v.layout.width for v in batch.visuals] == [1, 2]
