@@ -201,7 +201,7 @@ def test_blinks_are_counted_in_the_frames() -> None:
 
 
 def test_small_text_has_few_pixels() -> None:
-    """Capitals of 9 to 12.5 pixels in a picture of 128: half of that in the whole-picture tile of 64."""
+    """Capitals of 8.5 to 11.5 pixels in a picture of 128: half of that in the whole-picture tile of 64."""
     rng = Random(3)
     for _ in range(40):
         mask = lettering.letters(rng, "H7", 11, 90, plain=True, smooth=True)

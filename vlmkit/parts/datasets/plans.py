@@ -155,8 +155,8 @@ def _text(rng: Random, look: Look, word: bool, small: bool, others: list[Text]) 
     text = rng.choice(WORDS) if word else str(rng.choice(NUMBERS) if rng.random() < 0.8 else rng.choice(NUMBERS[:10]))
     shown = rng.choice((text, text.upper(), text.upper(), text.capitalize()))
     wide, high = look.width * look.scale, look.height * look.scale
-    if small:  # 9 to 12.5 pixels where the longer side has 128: nothing at half of that
-        cap = rng.uniform(9, 12.5) / 128 * max(wide, high)
+    if small:  # 8.5 to 11.5 pixels where the longer side has 128: hardly anything at half of that
+        cap = rng.uniform(8.5, 11.5) / 128 * max(wide, high)
         mask = letters(rng, shown, cap, 0.6 * wide, plain=True, smooth=True)
     else:
         cap = rng.uniform(0.24, 0.5) * min(wide, high)
