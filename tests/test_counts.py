@@ -1,4 +1,4 @@
-"""Golden token counts of the released families: size of the picture -> tokens, counted by packing on the meta device."""
+"""Golden token counts of the released families: size of a picture -> tokens, counted by packing on the meta device."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -134,7 +134,8 @@ LAYOUTS = st.one_of(
 )
 PACKERS = [
     flat.Config(), flat.Config(newline="end"), anyres.Config(), anyres.Config(budget=2.0),
-    anyres.Config(unpad=False, newline="none"), frames.Config(), frames.Config(pool="bilinear", when="after", newline="end"),
+    anyres.Config(unpad=False, newline="none"), frames.Config(),
+    frames.Config(pool="bilinear", when="after", newline="end"),
     frames.Config(pool="conv", stride=3, newline="row"), frames.Config(pool="none", newline="frame"),
     slowfast.Config(every=2), slowfast.Config(newline="none", faster=False),
 ]
@@ -187,10 +188,12 @@ def test_anyres_as_transformers(kind):
     newline = torch.randn(8)
     if kind == "LlavaNext":
         cut = tiler.Config(grids=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))).build(side=336, fill=(0, 0, 0))
-        tower, side, extra, budget = vision("clip_vision_model", 336), 24, {"vision_feature_select_strategy": "default"}, None
+        tower, side, budget = vision("clip_vision_model", 336), 24, None
+        extra = {"vision_feature_select_strategy": "default"}
     else:
         cut = tiler.Config(largest=(6, 6)).build(side=384, fill=(0, 0, 0))
-        tower, side, extra, budget = vision("siglip_vision_model", 384), 27, {"vision_aspect_ratio": "anyres_max_9"}, 9.0
+        tower, side, budget = vision("siglip_vision_model", 384), 27, 9.0
+        extra = {"vision_aspect_ratio": "anyres_max_9"}
     theirs = model(kind, tower, image_grid_pinpoints=[[cut.side * r, cut.side * c] for r, c in cut.grids])
     layouts = [cut.plan(*size, True) for size in SIZES]
     tokens = torch.randn(sum(layout.tiles for layout in layouts), side * side, 8)
@@ -208,7 +211,8 @@ def test_onevision_frames_as_transformers():
     tokens, newline = torch.randn(5, 729, 8), torch.randn(8)
     expected = torch.cat([theirs.apply_pooling(tokens).flatten(0, 1), newline[None]])
     packer = frames.Config(pool="bilinear", when="after", newline="end").build(width=8, out=8)
-    assert torch.equal(packer(Features(tokens, 27, 27), [clip(5)], lambda same: same, {"newline": newline})[0], expected)
+    ours = packer(Features(tokens, 27, 27), [clip(5)], lambda same: same, {"newline": newline})
+    assert torch.equal(ours[0], expected)
 
 
 @pytest.mark.parity

@@ -39,9 +39,9 @@ class AnyRes(nn.Module):
         """[tiles of all, tokens, width] -> one [tokens of the whole + rows * (cols + 1), out] for each visual"""
         features = project(features)
         if not features.rows:
-            raise ShapeError("needs rows and columns", hint="pack with `flat`, or project with a part that keeps the grid")
+            raise ShapeError("needs rows and columns", hint="pack with `flat`, or keep the grid when projecting")
         newline = separators["newline"].to(features.tokens) if self.separators else None
-        tiles = features.tokens.split([layout.tiles for layout in layouts])
+        tiles = torch.split(features.tokens, [layout.tiles for layout in layouts])
         return [self.pack(features._replace(tokens=own), layout, newline)
                 for own, layout in zip(tiles, layouts, strict=True)]
 

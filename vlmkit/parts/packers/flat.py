@@ -31,7 +31,7 @@ class Flat(nn.Module):
                 separators: Mapping[str, Tensor]) -> list[Tensor]:
         """[tiles of all, tokens, width] -> one [its tiles * tokens (+ 1), out] for each visual"""
         tokens = project(features).tokens
-        packed = [tiles.flatten(0, 1) for tiles in tokens.split([layout.tiles for layout in layouts])]
+        packed = [tiles.flatten(0, 1) for tiles in torch.split(tokens, [layout.tiles for layout in layouts])]
         if self.newline == "none":
             return packed
         newline = separators["newline"].to(tokens)[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -39,13 +39,11 @@ class Frames(nn.Module):
     def forward(self, features: Features, layouts: list[Layout], project: Projector,
                 separators: Mapping[str, Tensor]) -> list[Tensor]:
         """[frames of all, tokens, width] -> one [tokens, out] for each visual; pooling drops prefix tokens"""
-        if self.config.when == "before":
-            features = project(self.shrink(features))
-        else:
-            features = self.shrink(project(features))
+        first, then = (self.shrink, project) if self.config.when == "before" else (project, self.shrink)
+        features = then(first(features))
         newline = separators["newline"].to(features.tokens) if self.separators else None
         tokens = separate(features, newline, self.config.newline)
-        clips = [frames.flatten(0, 1) for frames in tokens.split([layout.tiles for layout in layouts])]
+        clips = [frames.flatten(0, 1) for frames in torch.split(tokens, [layout.tiles for layout in layouts])]
         if self.config.newline != "end" or newline is None:
             return clips
         return [torch.cat([clip, newline[None]]) for clip in clips]
@@ -57,6 +55,9 @@ class Frames(nn.Module):
         return pool(features, self.config.pool, self.config.stride)
 
 
+POOLS: dict[str, Callable[..., Tensor]] = {"average": F.avg_pool2d, "max": F.max_pool2d}
+
+
 def pool(features: Features, how: str, stride: int) -> Features:
     """Each patch map by itself.   [frames, rows * cols, any] -> [frames, fewer rows * cols, any]"""
     if how == "none":
@@ -65,7 +66,7 @@ def pool(features: Features, how: str, stride: int) -> Features:
         size = -(-features.rows // stride), -(-features.cols // stride)
         planes = features.map.contiguous()  # torch adds in another order when channels come last
         return Features.of_map(F.interpolate(planes, size, mode="bilinear"))
-    return Features.of_map({"average": F.avg_pool2d, "max": F.max_pool2d}[how](features.map, stride))
+    return Features.of_map(POOLS[how](features.map, stride))
 
 
 def separate(features: Features, newline: Tensor | None, where: str) -> Tensor:

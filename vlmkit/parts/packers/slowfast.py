@@ -39,7 +39,7 @@ class SlowFast(nn.Module):
         """[frames of all, tokens, width] -> one [tokens, out] for each clip; prefix tokens are dropped"""
         features = project(features)
         given = {name: separators[name].to(features.tokens) for name in self.separators}
-        tiles = features.tokens.split([layout.tiles for layout in layouts])
+        tiles = torch.split(features.tokens, [layout.tiles for layout in layouts])
         return [self.pack(features._replace(tokens=own), given) for own in tiles]
 
     def pack(self, features: Features, given: Mapping[str, Tensor]) -> Tensor:

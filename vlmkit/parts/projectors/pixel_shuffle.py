@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
@@ -36,9 +37,9 @@ class PixelShuffle(nn.Module):
         if rows % factor or cols % factor:
             raise ShapeError(f"{rows} x {cols} patches do not divide by {factor}", where="projector.factor",
                              hint=_divisors(rows, cols))
-        # [tiles, width, rows, cols] -> [tiles, rows', cols', width, factor, factor]
-        near = features.map.unflatten(3, (-1, factor)).unflatten(2, (-1, factor)).permute(0, 2, 4, 1, 3, 5)
-        return self.mlp(Features(near.flatten(3).flatten(1, 2), rows // factor, cols // factor))
+        near = F.pixel_unshuffle(features.map, factor)  # channels in the order of the first patch's, then of its place
+        joined: Features = self.mlp(Features.of_map(near))
+        return joined
 
 
 def _divisors(rows: int, cols: int) -> str:

@@ -36,7 +36,8 @@ class Look(nn.Module):
         heads = [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.q(self.norm(queries)), k, v)]
         read = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         queries = queries + self.o(read)
-        return queries + self.mlp(queries)
+        thought: Tensor = self.mlp(queries)
+        return queries + thought
 
 
 class Resampler(nn.Module):

@@ -15,7 +15,7 @@ class Config(PartConfig):
 
     frames: int = Field(8, ge=1, le=4096)
     rule: Literal["floor", "linspace"] = Field(
-        "floor", description="floor: i * total // frames, as transformers; linspace: first to last frame, as the authors")
+        "floor", description="floor: i * total // frames, as transformers; linspace: first to last, as the authors")
 
 
 class Uniform:

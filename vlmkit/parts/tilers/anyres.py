@@ -22,7 +22,7 @@ MOST = 64  # tiles along an edge
 class Config(PartConfig):
     """Which grids there are; either all of them, or the largest of a whole series."""
 
-    grids: tuple[Grid, ...] | None = Field(None, min_length=1, description="[[rows, cols], ...]; of equals the first wins")
+    grids: tuple[Grid, ...] | None = Field(None, min_length=1, description="[[rows, cols], ...]; of equals the first")
     largest: Grid | None = Field(None, description="[rows, cols]: every grid from 1 x 1 to this one")
     together: Literal["square", "tiles"] = Field(
         "tiles", description="pictures that share a conversation: one square tile each, or tiles as ever")

@@ -49,9 +49,11 @@ class Config(PartConfig):
 class Tower(nn.Module):
     """A timm model without what lies behind the last layer that is read."""
 
+    vit: Any
+
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.vit: Any = _make(config)
+        self.vit = _make(config)
         info = list(self.vit.feature_info)
         self.read = [_index(layer, len(info)) for layer in _listed(config.layer)]
         self.width = sum(info[i]["num_chs"] for i in self.read)
@@ -60,7 +62,7 @@ class Tower(nn.Module):
         self.mean: Colour = config.mean or tuple(cfg["mean"])
         self.std: Colour = config.std or tuple(cfg["std"])
         self.in_rows = hasattr(self.vit, "num_prefix_tokens")  # tokens in a row; else a map, as of a convolution
-        self.prefix = self.vit.num_prefix_tokens if self.in_rows and config.prefix == "keep" else 0
+        self.prefix: int = self.vit.num_prefix_tokens if self.in_rows and config.prefix == "keep" else 0
         self.unused = 0 if config.whole else _cut(self.vit, self.read)
         largest = max((self.side / i["reduction"]) ** 2 * i["num_chs"] for i in info)
         self.room = config.activations * MiB / (largest * _LIVE)  # tiles, times bytes of one number
@@ -79,7 +81,7 @@ class Tower(nn.Module):
         most = max(1, int(self.room / dtype.itemsize))
         if torch.is_grad_enabled() or pixels.is_meta or len(pixels) <= most:
             return self.look(pixels, dtype)
-        turns = [self.look(some, dtype) for some in pixels.split(most)]
+        turns = [self.look(some, dtype) for some in torch.split(pixels, most)]
         return turns[0]._replace(tokens=torch.cat([turn.tokens for turn in turns]))
 
     def look(self, pixels: Tensor, dtype: torch.dtype) -> Features:
@@ -95,7 +97,8 @@ class Tower(nn.Module):
             return Features.of_map(_join(layers, 1))
         if self.prefix:
             layers = [torch.cat([prefix, patches], dim=1) for patches, prefix in layers]
-        return Features(_join(layers, 2), *self.vit.patch_embed.grid_size, prefix=self.prefix)
+        rows, cols = self.vit.patch_embed.grid_size
+        return Features(_join(layers, 2), rows, cols, self.prefix)
 
     def materialize(self) -> None:
         """Compute what no checkpoint holds (rotary tables of EVA, masks of Swin); call it once weights are in place.
@@ -130,14 +133,14 @@ def _index(layer: int, depth: int) -> int:
     return layer - 1 if layer > 0 else depth + layer
 
 
-def _make(config: Config) -> nn.Module:
+def _make(config: Config) -> Any:
     name = config.model
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
         raise PresetError(f"timm has no model named {name!r}", where="tower.model",
                           hint=f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them")
     try:
-        model = timm.create_model(name, pretrained=False, **{"num_classes": 0, **config.options})  # type: ignore[arg-type]
+        model = timm.create_model(name, pretrained=False, **{"num_classes": 0, **config.options})
     except Exception as error:  # whatever a model's constructor thinks of its arguments
         raise PresetError(f"timm cannot make {name} with {config.options}: {error}", where="tower.options") from error
     if not hasattr(model, "forward_intermediates"):
@@ -160,7 +163,7 @@ def _side(vit: Any, config: Config) -> int:
     fixed = getattr(getattr(vit, "patch_embed", None), "img_size", None)
     if config.side and fixed:
         raise PresetError(f"{config.model} has a fixed size", where="tower.side", hint="set tower.options.img_size")
-    size = fixed or config.side or config.options.get("img_size")
+    size: Any = fixed or config.side or config.options.get("img_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size or vit.pretrained_cfg["input_size"][1:])
     if height != width:
         raise ShapeError(f"tiles are square, {config.model} wants {height} x {width}", where="tower")

@@ -1,0 +1,1 @@
+"""The built-in parts; each folder is a plugin like any other."""
