@@ -1,0 +1,99 @@
+"""Small models with transformers' weights give transformers' ids, pixels, logits and answers, in all families."""
+
+from functools import cache
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+import small  # noqa: E402
+import theirs  # noqa: E402
+from small import Talk, clip, picture  # noqa: E402
+
+import vlmkit  # noqa: E402
+from vlmkit.parts.towers.timm import normalise  # noqa: E402
+
+A, B, C = picture(48, 64, 1), picture(70, 33, 2), picture(33, 120, 3)
+WIDE, LARGE = picture(60, 200, 4), picture(380, 270, 5)
+ASK = "<image>\nWhat is in it?"
+TALKS = {
+    "one": Talk((ASK,), (A,)),
+    "tall": Talk((ASK,), (B,)),
+    "two": Talk(("<image>\n<image>\nWhat is new?",), (A, C)),
+    "apart": Talk(("See <image>\nand then <image>\n: same?",), (B, WIDE)),
+    "turns": Talk((ASK, "A cat.", "And in <image>\n?"), (A, B)),
+    "text": Talk(("What is a cat?",)),
+    "talk": Talk(("Hello", "Hi.", "What is a cat?")),
+    "large": Talk((ASK,), (LARGE,)),
+    "clip": Talk(("<video>\nWhat is in it?",), (clip(8),)),
+    "short": Talk(("<video>\nWhat is in it?",), (clip(4, 50, 90),)),
+    "both": Talk(("<image>\n<video>\nWhat is in it?",), (A, clip(8))),
+    "later": Talk(("<video>\nWhat is in it?", "A cat.", "Is it in <image>\n?"), (clip(8, 81, 50, 3), WIDE)),
+}
+PICTURES = ["one", "two", "apart", "turns", "text"]
+SEVERAL = ["one two", "text tall turns"]
+CASES = [
+    *[("llava", t) for t in [*PICTURES, *SEVERAL]],
+    *[("llava-crop", t) for t in ["two", "text tall turns"]],
+    *[("vip-llava", t) for t in ["one", "turns", "one two"]],
+    *[("bakllava", t) for t in ["two", "text tall turns"]],
+    *[("interleave", t) for t in ["one", "two", "text one two"]],
+    *[("next", t) for t in [*PICTURES, *SEVERAL]],
+    *[("next-mistral", t) for t in ["turns", "tall two text"]],
+    *[("next-video", t) for t in ["apart", "clip", "short", "both", "later", "one text both later"]],
+    *[("onevision", t) for t in ["one", "tall", "large", "two", "turns", "clip", "short", "both"]],
+    *[("onevision", t) for t in ["one two", "text large turns clip"]],
+    *[("onevision-tied", t) for t in ["large", "text one clip"]],
+    *[("video-llava", t) for t in ["turns", "clip", "both", "later", "text one both later"]],
+]
+
+
+@cache
+def ours(name):
+    """Our model with their weights; nothing of ours is left as it was drawn."""
+    model = vlmkit.build(small.preset(name)).eval()
+    found = theirs.weights(name)
+    if small.preset(name).decoder.tied:
+        assert torch.equal(found.pop("decoder.head.weight"), found["decoder.embed.weight"])
+    missing, left = model.load_state_dict(found, strict=False)
+    assert not missing
+    depth = len(model.tower.vit.blocks)
+    assert all(".vit.norm." in key or f"vit.blocks.{depth}." in key for key in left), left
+    return model
+
+
+@pytest.mark.parametrize(("name", "talks"), CASES)
+def test_family(name, talks):
+    model, process, talks = ours(name), small.processor(name), [TALKS[talk] for talk in talks.split()]
+    batch, read = process([talk.messages for talk in talks]), theirs.read(name, talks)
+
+    real = read["attention_mask"].bool()
+    assert batch.lens.tolist() == real.sum(1).tolist()
+    assert batch.ids.tolist() == read["input_ids"][real].tolist()
+    same_pixels(batch, read, model)
+
+    with torch.inference_mode():
+        places = (real.cumsum(1) - 1).clamp(min=0)  # as their generate does; forward alone would count the padding
+        wanted = theirs.model(name)(**read, position_ids=places).logits[real]
+        found = model.logits(model(batch))
+    assert wanted.std() > 0.3  # the weights are drawn so that there is something to compare
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+    spare = list(range(small.WORDS, small.VOCAB))
+    answers = theirs.model(name).generate(**read, max_new_tokens=32, do_sample=False, suppress_tokens=spare)
+    said = vlmkit.generate(model, process, [talk.messages for talk in talks], max_new_tokens=32, ignore_eos=True,
+                           details=True)
+    assert [answer.ids for answer in said] == answers[:, real.shape[1]:].tolist()
+
+
+def same_pixels(batch, read, model):
+    """What our tower makes of its bytes is, bit for bit, what their processor gives; tiles of padding left out."""
+    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        pixels = [visual.pixels for visual in batch.visuals if visual.layout.kind == kind]
+        assert bool(pixels) == (key in read)
+        for own, their in zip(pixels, read.get(key, []), strict=True):
+            their = their if their.ndim == 4 else their[None]
+            assert torch.equal(normalise(own, model.tower.mean, model.tower.std), their[: len(own)])
+            assert not their[len(own):].any()
