@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +15,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 from ..errors import MediaDecodeError, MediaFormatError, MediaLimitError
 from ..limits import current
 from .files import open_file
+from .png import check_rows, checked_png
 
 T = TypeVar("T")
 Source = Any  # str | PathLike | bytes | PIL.Image | uint8 array [height, width, 3]
@@ -26,7 +25,6 @@ TURNS = {2: Flip.FLIP_LEFT_RIGHT, 3: Flip.ROTATE_180, 4: Flip.FLIP_TOP_BOTTOM, 5
          6: Flip.ROTATE_270, 7: Flip.TRANSVERSE, 8: Flip.ROTATE_90}  # fmt: skip
 JPEG_PACE = 200e6  # pixels a second that one scan of a JPEG passes over, on a slow core
 GIF_FRAMES = 10_000  # not counted further
-UNREAD = {b"zTXt", b"iTXt", b"tEXt", b"iCCP"}  # PNG chunks that may unfold to any size and say nothing about pixels
 
 
 class Format(NamedTuple):
@@ -51,15 +49,18 @@ class Picture:
 
     def __init__(self, image: Image.Image, data: bytes = b"") -> None:
         self._image, self._data = image, data
-        self._turn = _turn(image)
         width, height = image.size
         check_size(height, width)
+        self._turn = _turn(image)
         sideways = self._turn in (Flip.TRANSPOSE, Flip.TRANSVERSE, Flip.ROTATE_90, Flip.ROTATE_270)
         self.height, self.width = (width, height) if sideways else (height, width)
 
     def decode(self) -> Image.Image:
         """Read the pixels -> upright RGB, transparency laid on white."""
-        rgb = _guard(lambda: _flatten(self._image), "the pixels are cut off or damaged")
+        _guard(self._image.load, "the pixels are cut off or damaged")
+        if isinstance(self._image, PngImagePlugin.PngImageFile) and self._data:
+            check_rows(self._data, self._image)
+        rgb = _guard(lambda: _flatten(self._image), "the pixels cannot be turned into colours")
         dropped = _frames(self._image, self._data) - 1
         if dropped > 0:
             warnings.warn(f"an animated picture: only its first frame is used, {dropped} are dropped", stacklevel=3)
@@ -111,7 +112,7 @@ def _parse(data: bytes) -> Picture:
         name = next((name for start, name in OTHERS.items() if data.startswith(start)), "none of them")
         raise MediaFormatError(f"found {name}; read are {', '.join(f.name for f in FORMATS)}")
     if found.name == "PNG":
-        data = _checked_png(data)
+        data = checked_png(data)
     if found.name == "WebP":
         _check_webp(data)  # its decoder takes memory for the canvas at once
     image = _guard(lambda: found.plugin(io.BytesIO(data)), f"the {found.name} header is damaged")
@@ -123,7 +124,6 @@ def _parse(data: bytes) -> Picture:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Any mode -> RGB; what shines through is white."""
-    image.load()
     hole = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16 bits, whatever Pillow calls them
         grey = np.asarray(image)
@@ -155,7 +155,8 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How to set the picture upright. A note that cannot be read is ignored."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+        notes = Image.Image.getexif(image)  # a PNG's own method decodes the pixels first
+        return TURNS.get(notes.get(ORIENTATION, 1))
     except Exception:  # Pillow raises many kinds on broken notes
         warnings.warn("the picture's EXIF notes cannot be read; its orientation is taken as it is", stacklevel=4)
         return None
@@ -192,25 +193,6 @@ def _gif_frames(data: bytes) -> int:
 def _table(flags: int) -> int:
     """Bytes of a GIF colour table."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _checked_png(data: bytes) -> bytes:
-    """Compare the checksums Pillow does not look at; leave out chunks that could unfold without end."""
-    kept: list[bytes] = [data[:8]]
-    at = 8
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if end > len(data):
-            break
-        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise MediaDecodeError(f"the checksum of the PNG chunk {kind.decode('latin-1')} is wrong")
-        if kind not in UNREAD:
-            kept.append(data[at:end])
-        if kind == b"IEND":
-            return b"".join(kept)
-        at = end
-    raise MediaDecodeError("the PNG file is cut off")
 
 
 def _check_webp(data: bytes) -> None:

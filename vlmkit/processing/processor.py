@@ -63,6 +63,7 @@ class Processor:
         """One conversation as numbers."""
         turns, media = conversation.read(messages)
         planned = self._plan(media)
+        turns = self._note(turns, planned)
         while True:
             prompt = self._read(turns, reply)
             total = len(prompt.ids) + sum(planned[seen.index].tokens - 1 for seen in prompt.seen)
@@ -95,6 +96,17 @@ class Processor:
             raise MediaLimitError("the pictures are too large together", limit=most, got=pixels,
                                   setting="media.max_total_pixels")
         return planned
+
+    def _note(self, turns: list[Turn], planned: list[Planned]) -> list[Turn]:
+        """Say after each clip what the chat's `clip` says about one, such as when its frames are shown."""
+        line = getattr(self.preset.chat, "clip", "")
+        if not line:
+            return turns
+        return [turn._replace(content=[
+            said for part in turn.content
+            for said in ([part, _about(line, planned[part.index]) + "\n"]
+                         if isinstance(part, Seen) and part.kind == "video" else [part])
+        ]) for turn in turns]  # fmt: skip
 
     def _read(self, turns: list[Turn], reply: bool) -> Prompt:
         return self.tokenizer.encode(self.chat.render(turns, reply), self.marks, self.stop_ids)
@@ -154,6 +166,15 @@ def _name(seen: Seen, planned: list[Planned]) -> str:
     layout = planned[seen.index].layout
     size = f"{layout.width} x {layout.height}" + (f", {layout.frames} frames" if layout.frames else "")
     return f"{seen.kind} {seen.index + 1} ({size}: {planned[seen.index].tokens} tokens)"
+
+
+def _about(line: str, planned: Planned) -> str:
+    clip = planned.source
+    assert isinstance(clip, Frames)
+    times = ",".join(f"{clip.times[at] - clip.times[0]:.2f}s" for at in planned.wanted)
+    for name, value in (("seconds", f"{clip.duration:.2f}"), ("frames", str(len(planned.wanted))), ("times", times)):
+        line = line.replace(f"{{{name}}}", value)
+    return line
 
 
 def _is_message(value: Any) -> bool:

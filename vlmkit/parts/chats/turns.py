@@ -28,6 +28,7 @@ class Config(PartConfig):
     style: str = Field(description="how turns are written: a name of styles.yaml")
     system: str | None = Field(None, description="the system text; null is the style's own, '' is none")
     visual: tuple[str, str] | None = Field(None, description="text around each visual, such as <im_start> and <im_end>")
+    clip: str = Field("", description="a line after each clip; {seconds}, {frames} and {times} are filled in")
 
     @field_validator("style")
     @classmethod
