@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import PresetError, ResumeError, VlmkitError
 from ..types import Batch
 from .loss import loss
+from .muon import Muon
 
 if TYPE_CHECKING:
     from ..compose.preset import Run
@@ -97,7 +98,7 @@ def _optimizers(model: VLM, rates: dict[str, float]) -> list[Optimizer]:
             (matrices if inner else others).append(group)
     made: list[Optimizer] = []
     if matrices:
-        made.append(torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(matrices))
     if others:
         made.append(torch.optim.AdamW(others, betas=(0.9, 0.98)))
     return made

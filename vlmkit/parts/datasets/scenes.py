@@ -143,7 +143,9 @@ def conversation(scene: Scene) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for question in scene.questions:
         text = {"type": "text", "text": question.text}
-        messages.append({"role": "user", "content": [*shown, text]})
+        # people put what they show before their words, mostly
+        content = [text, *shown] if len(question.text) % 7 == 0 else [*shown, text]
+        messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
         shown = []
     return messages
