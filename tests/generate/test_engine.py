@@ -272,6 +272,18 @@ def test_learning_goes_on_after_an_answer(model: Speaker, reader: Reader) -> Non
     model.zero_grad(set_to_none=True)
 
 
+def test_a_model_in_training_answers_as_it_will(reader: Reader) -> None:
+    """Dropout and batch statistics rest while it speaks; afterwards every module is as it was."""
+    model = Speaker().eval()
+    wanted = generate(model, reader, MANY[:3], max_new_tokens=8)
+    model.decoder.norm = nn.Sequential(model.decoder.norm, nn.Dropout(0.5), norm := nn.BatchNorm1d(32))
+    model.train()
+    model.decoder.embed.eval()
+    assert generate(model, reader, MANY[:3], max_new_tokens=8) == wanted
+    assert torch.equal(norm.running_mean, torch.zeros(32))
+    assert [name for name, m in model.named_modules() if not m.training] == ["decoder.embed"]
+
+
 def test_pictures_of_new_requests_keep_their_places(model: Speaker, reader: Reader) -> None:
     """Slots move with their prompt; visuals stay in the order of the rows; old requests bring one token each."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -43,6 +44,8 @@ class Model(Protocol):
     def __call__(self, batch: Batch, cache: list[KVCache] | None = None) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def modules(self) -> Iterable[Any]: ...
 
 
 class Options(NamedTuple):
@@ -121,6 +124,7 @@ class Engine:
         self.rows, self.prefill = rows, prefill
         self.running: dict[int, Request] = {}  # by cache row
         self.cache: list[KVCache] = model.decoder.cache(rows, 0)
+        self._learning = [module for module in model.modules() if module.training]
 
     @property
     def open(self) -> bool:
@@ -146,9 +150,10 @@ class Engine:
         requests = [self.running[row] for row in sorted(self.running)]
         batch = join(requests, self.rows)
         self._reserve(requests, batch.lens)
-        hidden = self.model(batch.to(self._device), cache=self.cache)
         ends = batch.lens[batch.lens > 0].cumsum(0) - 1  # nobody reads the other positions' logits
-        logits = self.model.logits(hidden[ends.to(self._device)])[:, : self.processor.tokenizer.size]
+        with self._still():
+            hidden = self.model(batch.to(self._device), cache=self.cache)
+            logits = self.model.logits(hidden[ends.to(self._device)])[:, : self.processor.tokenizer.size]
         sampling = [r.sampling for r in requests]
         seen = [r.seen if r.sampling.repetition_penalty != 1 else r.prompt.ids for r in requests]
         picked = choose(logits, sampling, seen, [r.generator for r in requests])
@@ -167,6 +172,17 @@ class Engine:
             layer.k[request.row, :used] = 0
             layer.v[request.row, :used] = 0
         self.cache[0].lens[request.row] = 0
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """A model that is being trained answers as it will: batch statistics and dropout mix neighbours in."""
+        for module in self._learning:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in self._learning:
+                module.training = True
 
     @property
     def _device(self) -> torch.device:

@@ -45,7 +45,7 @@ def _stretch(waves: Tensor, rope: Rope) -> Tensor:
 def grown(head: int, theta: float, rope: Rope, context: int, ends: Tensor) -> Tensor:
     """Dynamic: the base grows with the token's own sequence.   its length [total] -> [total, head / 2]"""
     exponent = torch.arange(0, head, 2, dtype=torch.int64, device=ends.device).float() / head
-    times = rope.factor * ends.clamp(min=context) / context - (rope.factor - 1)
+    times = rope.factor * ends.clamp(min=context).float() / context - (rope.factor - 1)
     return 1.0 / (theta * times ** (head / (head - 2)))[:, None] ** exponent
 
 
