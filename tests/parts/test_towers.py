@@ -168,9 +168,10 @@ def test_a_misspelt_model_is_guessed():
     {"model": "hf-hub:somebody/something"}, {"model": "../weights"},
     {"model": CLIP, "options": {"checkpoint_path": "x"}}, {"model": CLIP, "options": {"pretrained": True}},
     {"model": CLIP, "options": {"pretrained_cfg": "x"}}, {"model": CLIP, "options": {"cache_dir": "x"}},
+    {"model": CLIP, "options": {"depth": 10**9}}, {"model": CLIP, "options": {"depths": [2, 10**9]}},
     {"model": CLIP, "activations": 0}, {"model": CLIP, "prefix": "some"},
 ])
-def test_a_preset_reads_no_files(fields):
+def test_a_preset_reads_no_files_and_stays_small(fields):
     with pytest.raises(ValidationError):
         timm.Config(**fields)
 

@@ -21,6 +21,7 @@ Scalar = bool | int | float | str | None
 
 # arguments of timm.create_model that read files or the network, or change what is returned
 _CLOSED = {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices"}
+_MOST = 16_384  # of any number in `options`: a preset must not build blocks without end
 _LIVE = 16  # tensors of one block's output size alive at once: residual, norm, q k v, attention, two of MLP width
 
 
@@ -43,6 +44,9 @@ class Config(PartConfig):
     def _only_shapes(cls, options: dict[str, Any]) -> dict[str, Any]:
         if bad := sorted(name for name in options if name in _CLOSED or name.startswith("pretrained")):
             raise ValueError(f"may not set {', '.join(bad)}: weights come from the preset's `weights`")
+        numbers = [n for value in options.values() for n in (value if isinstance(value, list) else [value])]
+        if any(isinstance(n, (int, float)) and abs(n) > _MOST for n in numbers):
+            raise ValueError(f"numbers are at most {_MOST}")
         return options
 
 
