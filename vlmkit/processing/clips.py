@@ -87,7 +87,9 @@ class Clip(Frames):
             shown, keys = self._scan(container, stream)
             demuxed = container.format.name
             rate = stream.average_rate or stream.guessed_rate
-            step = stream.time_base or Fraction(1, 90_000)
+            step = stream.time_base or Fraction(1)
+        if step >= 1:  # what ffmpeg makes of a time scale of zero; it then drops frames by their wrong times
+            raise MediaDecodeError("its unit of time is nonsense")
         self.frames = len(shown)
         if not self.frames:
             raise MediaDecodeError("a clip without frames")
@@ -167,7 +169,7 @@ class Clip(Frames):
             name = demuxer(file)
             check_whole(file, name)
             with _ffmpeg(f"the {name} headers are damaged"):
-                container = av.open(file, format=name, options={"protocol_whitelist": ""},
+                container = av.open(file, format=name, options={"protocol_whitelist": ""}, metadata_errors="replace",
                                     timeout=limits.video_open_seconds)
             with container:
                 yield container, _stream(container)

@@ -10,6 +10,7 @@ from ..errors import MediaDecodeError, MediaFormatError
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 PICTURES = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
+TOP = {*BOXES, b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"meta", b"emsg"}  # other names: rubbish behind the last one
 MOST_BOXES = 100_000
 SEGMENT = b"\x18\x53\x80\x67"
 
@@ -44,7 +45,7 @@ def _mov(file: BinaryIO, size: int) -> None:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length == 0:  # to the end of the file
+        if length == 0 or head[4:8] not in TOP:  # to the end of the file
             return
         if length < 8:
             raise MediaDecodeError("a box of impossible length")
