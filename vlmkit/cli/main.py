@@ -92,16 +92,21 @@ def _name(command: Any) -> str:
     return command.name or command.callback.__name__.replace("_", "-")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
 def _options(
     limit: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Raise or lower a limit; `vlmkit limits` lists them."),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit()
     for word in limit or []:
         set_word(word)
 

@@ -46,11 +46,12 @@ def draw(tiles: Tensor, layout: Layout, trace: Trace) -> Image.Image:
     colours = [c.permute(1, 2, 0).tolist() for c in sheets(F.adaptive_avg_pool2d(tiles.float(), trace.used[0].shape), layout)]
     blocks = [list(block) for _, block in groupby(rows(trace), key=lambda row: row[0].sheet)]
     cell = _cell(blocks)
-    spots, height = _flow(blocks, cell)
+    titles = [_title(block, layout) for block in blocks]
+    spots, height = _flow(blocks, titles, cell)
     panel = Image.new("RGB", (WIDTH, height + 52), PAPER)
     pen = ImageDraw.Draw(panel)
-    for block, (x, y) in zip(blocks, spots, strict=True):
-        pen.text((x, y - 30), _title(block, layout), font=font(16), fill=INK)
+    for block, title, (x, y) in zip(blocks, titles, spots, strict=True):
+        pen.text((x, y - 30), title, font=font(16), fill=INK)
         for line, row in enumerate(block):
             _line(pen, row, colours, (x, y + line * cell), cell, numbered=line % max(1, round(22 / cell)) == 0)
     legend(pen, (MARGIN, panel.height - 36), _legend(trace))
@@ -62,19 +63,20 @@ def _cell(blocks: list[list[Row]]) -> int:
     widths = [max(len(row) for row in block) for block in blocks]
     side_by_side = min(len(blocks), 4)
     room = WIDTH - 2 * MARGIN - side_by_side * LABEL - (side_by_side - 1) * GAP
-    return max(3, min(18, room // max(sum(widths[i : i + side_by_side]) for i in range(0, len(blocks), side_by_side))))
+    return max(3, min(40, room // max(sum(widths[i : i + side_by_side]) for i in range(0, len(blocks), side_by_side))))
 
 
-def _flow(blocks: list[list[Row]], cell: int) -> tuple[list[tuple[int, int]], int]:
+def _flow(blocks: list[list[Row]], titles: list[str], cell: int) -> tuple[list[tuple[int, int]], int]:
     """Upper left corner of each block, from left to right, then down; and where all of it ends."""
-    spots, x, y, lowest = [], MARGIN, TOP, 0
-    for block in blocks:
-        wide = max(len(row) for row in block) * cell + LABEL
+    spots: list[tuple[int, int]] = []
+    x, y, lowest = MARGIN, TOP, 0
+    for block, title in zip(blocks, titles, strict=True):
+        wide = max(max(len(row) for row in block) * cell + LABEL, round(font(16).getlength(title)))
         if spots and x + wide > WIDTH - MARGIN:
             x, y = MARGIN, lowest + 48
         spots.append((x, y))
         lowest = max(lowest, y + len(block) * cell)
-        x += max(wide, 190) + GAP
+        x += wide + GAP
     return spots, lowest
 
 
