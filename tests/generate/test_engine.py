@@ -100,7 +100,7 @@ def plainly(model: Speaker, ids: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", [eager, sdpa], ids=["eager", "sdpa"])
-@pytest.mark.parametrize("fields", [{"window": 6}, {"rope": {"type": "dynamic", "factor": 2}, "context": 90}], ids=str)
+@pytest.mark.parametrize("fields", [{"window": 6}, {"rope": {"type": "dynamic", "factor": 2, "original": 45}}], ids=str)
 @pytest.mark.parametrize("how", [{}, CHANCE], ids=["greedy", "sampled"])
 def test_a_batch_is_one_by_one(backend: Any, fields: dict[str, Any], how: dict[str, Any], reader: Reader) -> None:
     model = Speaker(backend, **fields)
@@ -262,6 +262,11 @@ def test_a_wrong_wish_is_named(model: Speaker, reader: Reader, wrong: dict[str, 
     assert not reader.asked  # before anything is read
     with pytest.raises(PromptError, match="one conversation"):
         stream(model, reader, MANY)
+
+
+def test_an_empty_prompt_is_refused(model: Speaker, reader: Reader) -> None:
+    with pytest.raises(PromptError, match="words in it"):
+        generate(model, reader, ["a", ""])
 
 
 def test_learning_goes_on_after_an_answer(model: Speaker, reader: Reader) -> None:

@@ -109,12 +109,6 @@ def test_state_dict_names() -> None:
     assert names - set(build(family="qwen3", bias=True, layers=1, tied=True).state_dict()) == {"head.weight"}
 
 
-def test_context_reaches_as_far_as_it_is_stretched() -> None:
-    assert build(context=40).context == 40
-    assert build(context=40, rope={"type": "linear", "factor": 2.5}).context == 100
-    assert build(context=40, rope={"type": "llama3", "factor": 8, "original": 10}).context == 40
-
-
 @torch.no_grad()
 def test_weights_can_be_drawn_after_meta() -> None:
     """Every module knows how to start, in any order of walking."""

@@ -135,6 +135,8 @@ class Engine:
     def admit(self, prompt: Batch, options: Options) -> Request:
         """Give a prompt, a batch of one sequence, a row of the cache."""
         options.check()
+        if len(prompt.lens) != 1 or not len(prompt.ids):
+            raise PromptError(f"expected one prompt with words in it, got lens {prompt.lens.tolist()}")
         row = next(row for row in range(self.rows) if row not in self.running)
         stop_ids = () if options.ignore_eos else self.processor.stop_ids
         stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)

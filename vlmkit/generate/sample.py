@@ -27,6 +27,7 @@ class Sampling(NamedTuple):
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "at least 0"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
         }
         for name, (good, text) in wanted.items():
             if not good:

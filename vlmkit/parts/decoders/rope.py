@@ -21,31 +21,32 @@ class Rope(BaseModel):
     factor: float = Field(1.0, ge=1, description="how many times further")
     low: float = Field(1.0, gt=0, description="llama3: waves with fewer turns in `original` are stretched")
     high: float = Field(4.0, gt=0, description="llama3: waves with more turns in `original` are kept")
-    original: int = Field(8192, ge=1, description="llama3: the context before stretching")
+    original: int | None = Field(None, ge=1, description="llama3, dynamic: the context before stretching")
 
 
-def frequencies(head: int, theta: float, rope: Rope, device: torch.device) -> Tensor:
+def frequencies(head: int, theta: float, rope: Rope, context: int, device: torch.device) -> Tensor:
     """Radians per position.   float32 [head / 2]"""
     exponent = torch.arange(0, head, 2, dtype=torch.int64, device=device).float() / head
     waves = 1.0 / theta**exponent
     if rope.type == "linear":
         return waves / rope.factor
-    return _stretch(waves, rope) if rope.type == "llama3" else waves
+    return _stretch(waves, rope, rope.original or context) if rope.type == "llama3" else waves
 
 
-def _stretch(waves: Tensor, rope: Rope) -> Tensor:
+def _stretch(waves: Tensor, rope: Rope, original: int) -> Tensor:
     """Llama 3.1: long waves divided by the factor, short ones kept, a ramp between.   [head / 2]"""
     length = 2 * math.pi / waves
-    share = (rope.original / length - rope.low) / (rope.high - rope.low)
+    share = (original / length - rope.low) / (rope.high - rope.low)
     between = (1 - share) * waves / rope.factor + share * waves
-    found = torch.where(length > rope.original / rope.low, waves / rope.factor, between)
-    return torch.where(length < rope.original / rope.high, waves, found)
+    found = torch.where(length > original / rope.low, waves / rope.factor, between)
+    return torch.where(length < original / rope.high, waves, found)
 
 
 def grown(head: int, theta: float, rope: Rope, context: int, ends: Tensor) -> Tensor:
     """Dynamic: the base grows with the token's own sequence.   its length [total] -> [total, head / 2]"""
     exponent = torch.arange(0, head, 2, dtype=torch.int64, device=ends.device).float() / head
-    times = rope.factor * ends.clamp(min=context).float() / context - (rope.factor - 1)
+    original = rope.original or context
+    times = rope.factor * ends.clamp(min=original).float() / original - (rope.factor - 1)
     return 1.0 / (theta * times ** (head / (head - 2)))[:, None] ** exponent
 
 

@@ -51,7 +51,7 @@ class Config(PartConfig):
     head: int = Field(ge=2, multiple_of=2, description="width of a head; width / heads when not given")
     ffn: int = Field(ge=1, description="width inside the MLP")
     vocab: int = Field(ge=1, description="rows of the embedding, spare ones included")
-    context: int = Field(ge=1, description="longest sequence it was trained for")
+    context: int = Field(ge=1, description="longest sequence, after stretching")
     theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     eps: float = Field(1e-6, gt=0, description="of the RMS norms")
     window: int | None = Field(None, ge=1, description="positions a token sees, itself among them; null: all")
@@ -198,9 +198,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Config, attention: AttentionBackend) -> None:
         super().__init__()
-        self.config, self.width, self.vocab = config, config.width, config.vocab
-        reach = config.rope.factor if config.rope.type in ("linear", "dynamic") else 1
-        self.context = int(config.context * reach)
+        self.config, self.width, self.vocab, self.context = config, config.width, config.vocab, config.context
         std = (2 / (5 * config.width)) ** 0.5  # Nguyen and Salazar 2019; about 0.02 at width 1024
         self.embed = Embedding(config.vocab, config.width, std=std)
         self.blocks = nn.ModuleList(Block(config, attention, std) for _ in range(config.layers))
@@ -257,7 +255,7 @@ class Transformer(nn.Module):
             ends = (past + lens).repeat_interleave(lens).to(device)
             waves = grown(config.head, config.theta, config.rope, config.context, ends)
         else:
-            waves = frequencies(config.head, config.theta, config.rope, device)
+            waves = frequencies(config.head, config.theta, config.rope, config.context, device)
         angles = (positions.float()[:, None] * waves)[:, None]
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
