@@ -130,7 +130,8 @@ def _guarded(manager: Manager, load: Callable[[], Any], name: str, package: str)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a plugin may do anything while it is imported, exit included
-        manager.broken.append(Broken(name, package, clean(f"{type(error).__name__}: {error}")))
+        reason = " ".join(clean(f"{type(error).__name__}: {error}").split())
+        manager.broken.append(Broken(name, package, reason))
         log.warning("%s", manager.broken[-1])
     finally:
         slow.cancel()
@@ -143,8 +144,8 @@ def _of(module: str, name: str, default: str) -> tuple[Callable[[], Any], Callab
     """Reads and writes a switch of a library that may not be imported yet."""
 
     def get() -> Any:
-        value = getattr(sys.modules.get(module), name, None)
-        return default if value is None else str(value()) if callable(value) else str(value)
+        value = getattr(sys.modules.get(module), name, default)
+        return str(value() if callable(value) else value)
 
     def put(before: str) -> None:
         holder: Any = sys.modules[module]
@@ -153,7 +154,7 @@ def _of(module: str, name: str, default: str) -> tuple[Callable[[], Any], Callab
         elif name == "is_grad_enabled":
             holder.set_grad_enabled(before == "True")
         else:
-            setattr(holder, name, int(before))
+            setattr(holder, name, None if before == "None" else int(before))
 
     return get, put
 

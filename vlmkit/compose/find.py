@@ -48,7 +48,7 @@ def find(name: str) -> Found:
     for owner, folder in folders():
         if found := within(folder, name, owner):
             return found
-    if Path(name, WHOLE).is_file():
+    if _is_file(Path(name, WHOLE)):
         return _file(Path(name))
     near = difflib.get_close_matches(name, presets(), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`vlmkit presets` lists them; a path starts with ./ or /"
@@ -60,7 +60,7 @@ def within(folder: Path, name: str, owner: str) -> Found | None:
     if not NAME.fullmatch(name):
         return None
     for path in (folder / f"{name}.yaml", folder / name / WHOLE):
-        if path.is_file():
+        if _is_file(path):
             return Found(name, path, folder, owner)
     return None
 
@@ -91,11 +91,17 @@ def _inside(folder: Path, owner: str) -> list[Found]:
     return found
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name no file system takes
+        return False
+
+
 def _file(path: Path) -> Found:
-    if path.is_dir():
-        path = path / WHOLE
-    if not path.is_file():
-        what = "not a file" if path.exists() else "there is no such file"
-        raise PresetError(what, where=path)
+    if not _is_file(path):
+        path, given = path / WHOLE, path
+        if not _is_file(path):
+            raise PresetError("there is no such preset file", where=str(given)[:300], hint="a pipe or a device is none")
     name = path.absolute().parent.name if path.name == WHOLE else path.stem
     return Found(name, path, path.parent, "file")
