@@ -49,6 +49,9 @@ def fill(model: VLM, tensors: Iterable[tuple[str, torch.Tensor]], device: Any, d
     """Put tensors in the place of a meta model's; afterwards nothing is on meta."""
     ready = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors}
     model.load_state_dict(ready, assign=True, strict=True)
+    for part in model.modules():
+        if hasattr(part, "materialize"):  # what no checkpoint holds, such as rotary tables
+            part.materialize()
     stray = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if stray:
         raise WeightsError(f"{len(stray)} tensors got no values: {', '.join(stray[:10])}")

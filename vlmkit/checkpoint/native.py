@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors.torch import save_file
 
-from .. import registry
+from .. import __version__, plugins, registry
 from ..contracts import PartConfig
 from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
 from .tensors import ONE, once
@@ -52,7 +52,7 @@ def _write(model: VLM, processor: Processor, folder: Path) -> None:
     here = {"tokenizer": {"from": "."}, "weights": [{"from": ".", "format": "native"}]}
     text = yaml.safe_dump(processor.preset.dump() | here, sort_keys=False, allow_unicode=True, width=110)
     (folder / PRESET).write_text(text, "utf-8")
-    (folder / TOKENIZER).write_text(processor.tokenizer.to_json(), "utf-8")
+    processor.tokenizer.save(folder / TOKENIZER)
     files = {file.name: digest(file) for file in sorted(folder.iterdir())}
     lock = {"versions": _versions(processor.preset), "files": files}
     (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -96,17 +96,12 @@ def digest(file: Path) -> dict[str, Any]:
 
 
 def _versions(preset: Preset) -> dict[str, str]:
-    """Of vlmkit, torch, and every plugin that gave a part."""
-    owners = {"vlmkit", "torch"}
-    for part in _parts(preset):
-        owner = registry.owner(type(part))
-        owners |= {owner} if owner else set()
-    found = {}
-    for name in sorted(owners):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
+    """Of vlmkit, torch, and every package that gave a part."""
+    owners = {entry.module: plugins.default().packages.get(entry.plugin, "") for entry in registry.entries()}
+    packages = {owners.get(type(part).__module__, "").partition(" ")[0] for part in _parts(preset)}
+    found = {"vlmkit": __version__, "torch": version("torch")}
+    for name in sorted(packages - {"", "vlmkit"}):
+        found[name] = version(name)
     return found
 
 
