@@ -53,7 +53,7 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
     optimizers = _optimizers(model, run.train)
     first = _resume(out / STATE, model, optimizers) if resume else 0
     torch.manual_seed(run.seed + first)
-    model.train()
+    _set_modes(model)
     for step, batch in enumerate(_batches(run, processor, first), start=first):
         begun = time.perf_counter()
         _set_rate(optimizers, _share(step, run.steps, run.schedule.warmup))
@@ -62,6 +62,12 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
             _save(out / STATE, model, optimizers, step + 1)
     return model.eval()
+
+
+def _set_modes(model: VLM) -> None:
+    """Training mode where something learns; what is frozen keeps its statistics and drops nothing."""
+    for part in model.modules():
+        part.training = any(p.requires_grad for p in part.parameters())
 
 
 def _step(model: VLM, optimizers: list[Optimizer], batch: Batch) -> float:
