@@ -66,8 +66,11 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
 
 def _set_modes(model: VLM) -> None:
     """Training mode where something learns; what is frozen keeps its statistics and drops nothing."""
+    model.train()
     for part in model.modules():
-        part.training = any(p.requires_grad for p in part.parameters())
+        weights = list(part.parameters())
+        if weights and not any(p.requires_grad for p in weights):
+            part.eval()
 
 
 def _step(model: VLM, optimizers: list[Optimizer], batch: Batch) -> float:
