@@ -33,10 +33,12 @@ class Prompt(NamedTuple):
     learned: list[bool]
 
 
-class Token(NamedTuple):
-    id: int
-    start: int  # characters of the whole text
-    end: int
+class Read(NamedTuple):
+    """What a tokenizer made of a text. Parallel lists: a long text has a million tokens."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]  # characters of the whole text
+    holes: list[int]  # positions in ids that stand for the script's gaps
 
 
 class Script(NamedTuple):
@@ -100,75 +102,70 @@ class Tokenizer:
         """
         script = _script(pieces, marks, self.added)
         held = {self.added[m] for m in marks.values() if m in self.added}
-        tokens = self._read(script, self.special | held | set(apart))
-        return self._place(tokens, script, held)
+        return self._place(self._read(script, self.special | held | set(apart)), script, held)
 
-    def _read(self, script: Script, forbidden: frozenset[int]) -> list[Token]:
+    def _read(self, script: Script, forbidden: frozenset[int]) -> Read:
         """Tokens of the script; cut inside special strings that somebody spoke, and nowhere else."""
         cuts = {at: False for at, _ in script.gaps}  # position -> does a sentence go on there
         for _ in range(ROUNDS):
-            tokens = self._chunks(script.text, cuts)
-            if not self._cut(tokens, script, forbidden, cuts):
-                return tokens
+            read = self._chunks(script, cuts)
+            if not self._cut(read, script, forbidden, cuts):
+                return read
         raise PromptError("the text hides special tokens in special tokens", hint="leave them out")
 
-    def _cut(self, tokens: list[Token], script: Script, forbidden: frozenset[int], cuts: dict[int, bool]) -> bool:
+    def _cut(self, read: Read, script: Script, forbidden: frozenset[int], cuts: dict[int, bool]) -> bool:
         """Add a cut for each spoken special token, and one where the words after it end. Was there one?"""
         going_on = found = False
-        ordinary = set(self.added.values())
-        for token in tokens:
-            if token.id not in ordinary and token.id not in forbidden:
-                continue
-            start, end = _core(token, script.text)
-            if token.id in forbidden and any(script.said[start:end]):
+        apart = forbidden.union(self.added.values())
+        for at in [at for at, id in enumerate(read.ids) if id in apart]:
+            start, end = _core(read.spans[at], script.text)
+            if read.ids[at] in forbidden and any(script.said[start:end]):
                 if end - start < 2:
-                    raise PromptError(f"{script.text[start:end]!r} is a special token and cannot be said")
+                    raise TokenizerError(f"it makes the special token {read.ids[at]} of {script.text[start:end]!r}",
+                                         where=self.where)
                 cuts[start + 1] = going_on = found = True
             elif going_on:
-                cuts.setdefault(token.start, False)
+                cuts.setdefault(read.spans[at][0], False)
                 going_on = False
         return found
 
-    def _chunks(self, text: str, cuts: dict[int, bool]) -> list[Token]:
+    def _chunks(self, script: Script, cuts: dict[int, bool]) -> Read:
         """Read the text between cuts; a chunk that goes on a sentence gets no space before its first word."""
-        edges = [0, *sorted(cuts), len(text)]
-        parts = [(a, b, cuts.get(a, False)) for a, b in pairwise(edges) if b > a]
-        tokens: list[Token] = []
-        for start, end, goes_on in parts:
-            reader = self._inner if goes_on else self.raw
-            read = _guard(partial(reader.encode, text[start:end], add_special_tokens=False), self.where)
-            tokens += [Token(id, a + start, b + start) for id, (a, b) in zip(read.ids, read.offsets, strict=True)]
-        return tokens
+        read = Read([], [], [])
+        gaps = [at for at, _ in reversed(script.gaps)]
+        edges = [0, *sorted(cuts), len(script.text)]
+        for start, end in pairwise(edges):
+            while gaps and gaps[-1] <= start:
+                _hole(read, gaps.pop())
+            if start == end:
+                continue
+            reader = self._inner if cuts.get(start) else self.raw
+            some = _guard(partial(reader.encode, script.text[start:end], add_special_tokens=False), self.where)
+            read.ids.extend(some.ids)
+            read.spans.extend([(a + start, b + start) for a, b in some.offsets] if start else some.offsets)
+        for gap in reversed(gaps):
+            _hole(read, gap)
+        return read
 
-    def _place(self, tokens: list[Token], script: Script, held: set[int]) -> Prompt:
-        """Tokens -> Prompt: what is a slot, what is learned, and what the tokenizer puts around a prompt."""
-        prompt = Prompt([], [], [], [])
-        gaps = list(reversed(script.gaps))
-
-        def put(id: int, learned: bool = False, seen: Seen | None = None) -> None:
-            if seen is not None:
-                prompt.slots.append(len(prompt.ids))
-                prompt.seen.append(seen)
-            prompt.ids.append(id)
-            prompt.learned.append(learned)
-
-        written = bool(self.before) and bool(tokens) and tokens[0].id == self.before[0]  # the template did it
-        for id in self.before[written * len(self.before) :]:
-            put(id)
-        for token in tokens:
-            while gaps and gaps[-1][0] <= token.start:
-                put(0, seen=gaps.pop()[1])
-            seen = script.places.get(_core(token, script.text)[0]) if token.id in held else None
-            put(token.id, bool(script.learned[max(token.end - 1, token.start)]), seen)
-        for _, seen in reversed(gaps):
-            put(0, seen=seen)
-        for id in self.after:
-            put(id)
+    def _place(self, read: Read, script: Script, held: set[int]) -> Prompt:
+        """What is a slot, what is learned, and what the tokenizer puts around a prompt."""
+        seen = dict(zip(read.holes, (seen for _, seen in script.gaps), strict=True))
+        for at in [at for at, id in enumerate(read.ids) if id in held]:
+            start, _ = _core(read.spans[at], script.text)
+            if start in script.places:
+                seen[at] = script.places[start]
         wanted = len(script.places) + len(script.gaps)
-        if len(prompt.slots) != wanted:
-            raise TokenizerError(f"{wanted} visuals, but the tokenizer kept {len(prompt.slots)} of their placeholders",
+        if len(seen) != wanted:
+            raise TokenizerError(f"{wanted} visuals, but the tokenizer kept {len(seen)} of their placeholders",
                                  where=self.where)
-        return prompt
+        written = bool(self.before) and read.ids[:1] == self.before[:1]  # the template did it
+        before = [] if written else self.before
+        learned = [False] * len(read.ids)
+        if any(script.learned):  # a token belongs to whom its last character belongs to
+            learned = [bool(script.learned[max(end - 1, start)]) for start, end in read.spans]
+        slots = sorted(seen)
+        return Prompt([*before, *read.ids, *self.after], [len(before) + at for at in slots], [seen[at] for at in slots],
+                      [*[False] * len(before), *learned, *[False] * len(self.after)])
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Ids that the post-processor puts before and after a text."""
@@ -209,7 +206,14 @@ def _script(pieces: Iterable[Piece], marks: Mapping[str, str], added: Mapping[st
         script.learned.extend(bytes([learned]) * len(text))
     whole = "".join(texts)
     _check(whole)
+    script.learned.append(0)  # a token at the end may be empty
     return script._replace(text=whole)
+
+
+def _hole(read: Read, at: int) -> None:
+    read.holes.append(len(read.ids))
+    read.ids.append(0)
+    read.spans.append((at, at))
 
 
 def _check(text: str) -> None:
@@ -223,10 +227,10 @@ def _check(text: str) -> None:
         raise PromptError(f"half a character (a lone surrogate) at position {error.start}") from None
 
 
-def _core(token: Token, text: str) -> tuple[int, int]:
+def _core(span: tuple[int, int], text: str) -> tuple[int, int]:
     """A token's span without the spaces it may swallow on either side."""
-    found = text[token.start : token.end]
-    start = token.start + len(found) - len(found.lstrip())
+    found = text[span[0] : span[1]]
+    start = span[0] + len(found) - len(found.lstrip())
     return start, start + len(found.strip())
 
 

@@ -23,8 +23,11 @@ class Kitchen:
     """Where templates are rendered. A fork gets a child of its own."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, as after a fork: the child and the lock are the parent's."""
         self._child: subprocess.Popen[bytes] | None = None
-        self._owner = 0
         self._lock = threading.Lock()
 
     def render(self, source: str, given: dict[str, Any], where: str) -> str:
@@ -50,7 +53,7 @@ class Kitchen:
 
     def stop(self) -> None:
         child, self._child = self._child, None
-        if child is not None and self._owner == os.getpid():
+        if child is not None:
             child.kill()
             child.wait()
             for pipe in (child.stdin, child.stdout):
@@ -70,14 +73,12 @@ class Kitchen:
                 raise
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
-            if self._owner == os.getpid():
-                self.stop()
+        if self._child is None or self._child.poll() is not None:
+            self.stop()
             path = os.pathsep.join(p for p in sys.path if p)
             self._child = subprocess.Popen(
                 [sys.executable, "-P", str(SCRIPT), str(current().template_max_memory)], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONPATH": path}, close_fds=True)
-            self._owner = os.getpid()
             _write(self._child, b'{"source": "", "given": {}, "most": 0}\n')  # starting is not the template's time
             _read_line(self._child, time.monotonic() + 60)
         return self._child
@@ -106,3 +107,5 @@ def _read_line(child: subprocess.Popen[bytes], until: float) -> bytes:
 
 kitchen = Kitchen()
 atexit.register(kitchen.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=kitchen.forget)
