@@ -23,15 +23,17 @@ SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those th
 KINDS = {"objects": 0.42, "text": 0.28, "pair": 0.11, "clip": 0.19}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
-    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 2, "position": 1,
-                "describe": 1},
-    "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5,
-             "describe": 1.5, "spell": 1},
+    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 2, "position": 1},
+    "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5},
     "pair": {"pair": 1},
-    "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "describe": 0.5, "count": 0.3, "exists": 0.2},
+    "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "count": 0.3, "exists": 0.2},
+}
+# Asked last, since they give the other answers away: a whole description teaches more than one word does.
+LAST: dict[str, dict[str, float]] = {
+    "objects": {"describe": 0.9}, "text": {"spell": 0.3, "describe": 0.7}, "clip": {"describe": 0.4}, "pair": {},
 }
 # At most so many of one skill, and for some no answer twice: it would be the same question in other words.
-MOST = {"word": 2, "digits": 2, "small_text": 2, "describe": 1, "spell": 1, "times": 2, "direction": 2, "exists": 1,
+MOST = {"word": 2, "digits": 2, "small_text": 2, "times": 2, "direction": 2, "exists": 1,
         "relation": 3, "size": 3}
 ONCE = ("shape", "colour", "count", "position", "motion")
 TRIES = 200
@@ -103,7 +105,7 @@ def scene(seed: int, skill: str | None = None, turns: int = 1) -> Scene:
 def _kind(rng: Random, skill: str | None) -> str:
     if skill is None:
         return rng.choices(list(KINDS), list(KINDS.values()))[0]
-    return next(kind for kind, skills in ABOUT.items() if skill in skills)
+    return next(kind for kind in KINDS if skill in ABOUT[kind] or skill in LAST[kind])
 
 
 def _plan(rng: Random, kind: str, skill: str | None) -> tuple[Draft, list[Look], list[Thing | None]] | None:
@@ -128,7 +130,9 @@ def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list
             asked.append(question)
         if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, turns):
             about.pop(name, None)
-    return asked
+    last = {} if skill or turns == 1 else LAST[draft.kind]
+    more = [ASK[name](rng, draft) for name, share in last.items() if rng.random() < share]
+    return [*asked, *(question for question in more if question)]
 
 
 def _same(a: Question, b: Question) -> bool:
