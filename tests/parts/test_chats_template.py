@@ -16,26 +16,34 @@ from vlmkit.parts.chats.kitchen import kitchen
 from vlmkit.parts.chats.template import EXAMPLE, Config, build
 from vlmkit.types import Learned, Said, Seen, Turn
 
-MEDIA = ("{% for c in m.content if c.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
-         "{% for c in m.content if c.type == 'video' %}{{ '<video>\n' }}{% endfor %}")
+MEDIA = (
+    "{% for c in m.content if c.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m.content if c.type == 'video' %}{{ '<video>\n' }}{% endfor %}"
+)
 TEXTS = "{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}"
 TEMPLATES = {  # section 4.3 of the family reference
     "vicuna": "{% for m in messages %}{% if m.role == 'system' %}{{ m.content[0].text + ' ' }}{% else %}"
               "{{ m.role.upper() + ': ' }}" + MEDIA + "{% if m.role == 'assistant' %}{% generation %}" + TEXTS +
               "{{ ' ' }}{% endgeneration %}{% else %}" + TEXTS + "{{ ' ' }}{% endif %}{% endif %}{% endfor %}"
               "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
-    "mistral": "{% for m in messages %}{% if m.role == 'system' %}{{ '<<SYS>>\n' + m.content[0].text + '\n<</SYS>>\n\n' }}"
+    "mistral": "{% for m in messages %}{% if m.role == 'system' %}{{ '<<SYS>>\n' + m.content[0].text }}"
+    "{{ '\n<</SYS>>\n\n' }}"
                "{% elif m.role == 'user' %}{{ '[INST] ' }}" + MEDIA + TEXTS + "{{ ' [/INST]' }}{% else %}{{ ' ' }}"
                + TEXTS + "{{ '<\\\\s> ' }}{% endif %}{% endfor %}",
-    "onevision": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" + MEDIA + "{% if m.role != 'assistant' %}"
+    "onevision": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" + MEDIA
+    + "{% if m.role != 'assistant' %}"
                  + TEXTS + "{% else %}{% generation %}" + TEXTS + "{% endgeneration %}{% endif %}{{ '<|im_end|>\n' }}"
                  "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "trims": "{%- for m in messages %}\n    {{- '[' ~ m.role ~ ']' }}\n  " + MEDIA + "{{ m.content[-1].text | trim }}\n"
              "{% endfor %}\n{{ messages | length }} {{ bos_token }} {{ [1, 'é<'] | tojson }}\n",
     "words only": "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
 }  # fmt: skip
-TALK = [Turn("system", ["Be 简短."]), Turn("user", [Seen(0), Seen(1), " What is it? \n"]),
-        Turn("assistant", ["Été, 🙂 a cat"]), Turn("user", ["and this"])]
+TALK = [
+    Turn("system", ["Be 简短."]),
+    Turn("user", [Seen(0), Seen(1), " What is it? \n"]),
+    Turn("assistant", ["Été, 🙂 a cat"]),
+    Turn("user", ["and this"]),
+]
 
 
 def text(pieces: list) -> str:
@@ -47,8 +55,13 @@ def render(source: str, turns: list[Turn], reply: bool = True, **config: object)
 
 
 def as_messages(turns: list[Turn]) -> list[dict]:
-    return [{"role": t.role, "content": [{"type": p.kind} if isinstance(p, Seen) else {"type": "text", "text": p}
-                                         for p in t.content]} for t in turns]
+    return [
+        {
+            "role": t.role,
+            "content": [{"type": p.kind} if isinstance(p, Seen) else {"type": "text", "text": p} for p in t.content],
+        }
+        for t in turns
+    ]
 
 
 @pytest.mark.parity
@@ -57,8 +70,13 @@ def as_messages(turns: list[Turn]) -> list[dict]:
 def test_text_and_learned_spans_are_those_of_transformers(name: str, reply: bool) -> None:
     chat = pytest.importorskip("transformers.utils.chat_template_utils")
     source = TEMPLATES[name]
-    theirs, spans = chat.render_jinja_template([as_messages(TALK)], chat_template=source, add_generation_prompt=reply,
-                                               return_assistant_tokens_mask=True, bos_token="<s>")
+    theirs, spans = chat.render_jinja_template(
+        [as_messages(TALK)],
+        chat_template=source,
+        add_generation_prompt=reply,
+        return_assistant_tokens_mask=True,
+        bos_token="<s>",
+    )
     pieces = render(source, TALK, reply, bos="<s>")
     assert text(pieces) == theirs[0]
     if "generation %}" in source:
@@ -76,12 +94,31 @@ def test_the_stop_behind_an_answer_is_learned() -> None:
     source = "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }} </s>{% endfor %}"
     turns = [Turn("user", ["q"]), Turn("assistant", ["a"]), Turn("user", ["</s>"])]
     pieces = render(source, turns, stops=("</s>",))
-    assert pieces == ["user: ", Said("q"), " </s>assistant: ", Said("a", True), Learned(" </s>"), "user: ", Said("</s>"),
-                      " </s>"]
+    assert pieces == [
+        "user: ",
+        Said("q"),
+        " </s>assistant: ",
+        Said("a", True),
+        Learned(" </s>"),
+        "user: ",
+        Said("</s>"),
+        " </s>",
+    ]
 
 
-SPECIAL = ["<image>", "<video>", "</s>", "<|im_end|>", "{{ messages }}", "{% raw %}", "[/INST]", "\U000f0000",
-           "\U0010fffc\U0010fffd", "a\u202eb\x00c", "é" * 50]
+SPECIAL = [
+    "<image>",
+    "<video>",
+    "</s>",
+    "<|im_end|>",
+    "{{ messages }}",
+    "{% raw %}",
+    "[/INST]",
+    "\U000f0000",
+    "\U0010fffc\U0010fffd",
+    "a\u202eb\x00c",
+    "é" * 50,
+]
 
 
 @pytest.mark.parametrize("said", SPECIAL)
@@ -106,9 +143,11 @@ def test_dropped_and_doubled_places_are_told_with_both_numbers() -> None:
 
 
 BAD = {  # C42, C43
-    "attribute": "{{ ''.__class__.__mro__ }}", "import": "{% import 'os' as os %}", "include": "{% include '/etc/passwd' %}",
+    "attribute": "{{ ''.__class__.__mro__ }}", "import": "{% import 'os' as os %}",
+    "include": "{% include '/etc/passwd' %}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "globals": "{{ cycler.__init__.__globals__ }}",
-    "namespace": "{% set n = namespace(__class__=1) %}", "mutation": "{{ messages.clear() }}", "syntax": "line one\n{{ messages", "refusal": "{{ raise_exception('no\x1b[2J') }}",
+    "namespace": "{% set n = namespace(__class__=1) %}", "mutation": "{{ messages.clear() }}",
+    "syntax": "line one\n{{ messages", "refusal": "{{ raise_exception('no\x1b[2J') }}",
     "memory": "{{ 'a' * 10 ** 9 }}", "output": "{{ 'a' * (5 * 1024 * 1024) }}", "padding": "{{ '%1000000000d' % 1 }}",
     "range": "{% for i in range(10 ** 9) %}{% endfor %}",
 }  # fmt: skip
@@ -168,7 +207,7 @@ def test_files_and_texts(tmp_path: Path) -> None:
     path = tmp_path / "chat_template.jinja"
     path.write_text(EXAMPLE["text"])
     assert text(build(Config(file=str(path))).render([Turn("user", ["q"])], True)) == "USER: q ASSISTANT:"
-    for bad in (dict(), dict(text="a", file="b")):
+    for bad in ({}, {"text": "a", "file": "b"}):
         with pytest.raises(ValidationError, match="either"):
             Config(**bad)
     with pytest.raises(TemplateError):

@@ -10,10 +10,11 @@ from vlmkit.parts.chats.turns import Config, styles
 from vlmkit.types import Learned, Said, Seen, Turn
 
 HELPFUL = "gives helpful, detailed, and polite answers to the"
-VICUNA = f"A chat between a curious user and an artificial intelligence assistant. The assistant {HELPFUL} user's questions."
-HUMAN = f"A chat between a curious human and an artificial intelligence assistant. The assistant {HELPFUL} human's questions."
-VISUAL = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-          "provides, and assist the user with a variety of tasks using natural language.")
+VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant "
+          f"{HELPFUL} user's questions.")
+HUMAN = VICUNA.replace("user", "human")
+VISUAL = ("You are a helpful language and vision assistant. You are able to understand the visual content that the "
+          "user provides, and assist the user with a variety of tasks using natural language.")
 QWEN = ("<|im_end|>\n<|im_start|>user\n<image>\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
         "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n")
 DIRECT = QWEN.replace("<|im_end|>\n", "<|im_end|>")
@@ -72,15 +73,15 @@ def test_every_style_renders_and_marks_what_people_said(style: str) -> None:
 
 
 READY = {  # one picture, one question: section 4.2 of the family reference
-    "llava-1.5 as transformers documents it": (dict(style="vicuna_v1", system=""), "USER: <image>\nq ASSISTANT:"),
-    "v1.6-mistral": (dict(style="mistral_instruct"), "[INST] <image>\nq [/INST]"),
-    "v1.6-34b": (dict(style="chatml_direct"), "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n"
+    "llava-1.5 as transformers documents it": ({"style": "vicuna_v1", "system": ""}, "USER: <image>\nq ASSISTANT:"),
+    "v1.6-mistral": ({"style": "mistral_instruct"}, "[INST] <image>\nq [/INST]"),
+    "v1.6-34b": ({"style": "chatml_direct"}, "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n"
                  "<image>\nq<|im_end|><|im_start|>assistant\n"),
-    "OneVision without a system turn": (dict(style="qwen_1_5", system=""),
+    "OneVision without a system turn": ({"style": "qwen_1_5", "system": ""},
                                         "<|im_start|>user\n<image>\nq<|im_end|>\n<|im_start|>assistant\n"),
-    "Interleave": (dict(style="interleave"), "<|im_start|>user <image>\nq<|im_end|><|im_start|>assistant"),
-    "VipLLaVA": (dict(style="llava_v0"), f"{HUMAN}###Human: <image>\nq###Assistant:"),
-    "start and end tokens": (dict(style="llava_v0", visual=("<im_start>", "<im_end>")),
+    "Interleave": ({"style": "interleave"}, "<|im_start|>user <image>\nq<|im_end|><|im_start|>assistant"),
+    "VipLLaVA": ({"style": "llava_v0"}, f"{HUMAN}###Human: <image>\nq###Assistant:"),
+    "start and end tokens": ({"style": "llava_v0", "visual": ("<im_start>", "<im_end>")},
                              f"{HUMAN}###Human: <im_start><image><im_end>\nq###Assistant:"),
 }  # fmt: skip
 

@@ -34,8 +34,15 @@ def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
     return array
 
 
-def encode(times: list[int] | int = 40, form: str = "mp4", codec: str = "libx264", pix: str = "yuv420p",
-           size: tuple[int, int] = (48, 64), turn: int = 0, options: dict[str, str] | None = None) -> bytes:
+def encode(
+    times: list[int] | int = 40,
+    form: str = "mp4",
+    codec: str = "libx264",
+    pix: str = "yuv420p",
+    size: tuple[int, int] = (48, 64),
+    turn: int = 0,
+    options: dict[str, str] | None = None,
+) -> bytes:
     """A clip whose frames are shown at `times` milliseconds (or so many, 40 ms apart)."""
     times = [40 * at for at in range(times)] if isinstance(times, int) else times
     unit = Fraction(1, 25) if form == "avi" else MS
@@ -248,13 +255,17 @@ BAD: dict[str, tuple[bytes, tuple[type[VlmkitError], ...]]] = {
 }  # fmt: skip
 
 
+def read_all(data: bytes) -> None:
+    clip = probe(data)
+    clip.read(list(range(clip.frames)))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_clips_are_one_clear_error_in_bounds(name: str) -> None:
     data, kinds = BAD[name]
     started = time.perf_counter()
     with pytest.raises(VlmkitError) as caught:
-        clip = probe(data)
-        clip.read(list(range(clip.frames)))
+        read_all(data)
     assert type(caught.value) in kinds
     assert time.perf_counter() - started < 3
     assert " at 0x" not in str(caught.value)
@@ -285,8 +296,7 @@ def test_lies_in_headers_end_in_right_frames_or_one_error(name: str) -> None:
         frames = clip.read([0, clip.frames // 2, clip.frames - 1])
         assert [seen(frame) for frame in frames] == [0, clip.frames // 2, clip.frames - 1]
         assert clip.frames == 40
-    except VlmkitError as error:
-        assert isinstance(error, MediaError)
+    except MediaError:
         assert "V08 AVI" not in name
         assert "no duration" not in name
     assert time.perf_counter() - started < 3
@@ -297,8 +307,14 @@ def test_a_path_is_a_path(tmp_path: Path) -> None:
     path = tmp_path / "clip.txt"
     path.write_bytes(MP4)
     assert probe(path).frames == 40
-    for name in (f"file:{path}", f"concat:{path}|{path}", "http://127.0.0.1/x.mp4", f"subfile,,start,0,end,9,,:{path}",
-                 "pipe:0", "-"):
+    for name in (
+        f"file:{path}",
+        f"concat:{path}|{path}",
+        "http://127.0.0.1/x.mp4",
+        f"subfile,,start,0,end,9,,:{path}",
+        "pipe:0",
+        "-",
+    ):
         with pytest.raises(MediaError, match="no such file"):
             probe(name)
     for name, body in (("picture.mp4", b"\x89PNG\r\n\x1a\n"), ("heic.mp4", b"\0\0\0\x18ftypheic" + bytes(20))):

@@ -34,13 +34,22 @@ def zeros(count: int) -> bytes:
     return b"".join([*parts, pack.flush()])
 
 
-def png(width: int, height: int, colour: int, rows: bytes | None = None, depth: int = 8, extra: bytes = b"",
-        tail: bytes | None = None) -> bytes:
+def png(
+    width: int,
+    height: int,
+    colour: int,
+    rows: bytes | None = None,
+    depth: int = 8,
+    extra: bytes = b"",
+    tail: bytes | None = None,
+) -> bytes:
     """colour: 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA. `rows` hold a filter byte each; None means zeros."""
     lanes = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     data = zeros(height * (1 + (width * lanes * depth + 7) // 8)) if rows is None else zlib.compress(rows)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + (chunk(b"IEND", b"") if tail is None else tail)
+    return (
+        b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + (chunk(b"IEND", b"") if tail is None else tail)
+    )
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -100,7 +109,7 @@ def test_bad_pictures_are_one_clear_error_in_bounds(name: str) -> None:
     tracemalloc.stop()
     assert type(caught.value) is kind
     assert " at 0x" not in str(caught.value)
-    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
+    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     assert open_picture(PNG).tobytes() == NOISE.tobytes()  # the next good one is as before
 
 
@@ -238,8 +247,16 @@ def test_forty_megapixels() -> None:
     assert open_picture(png(8000, 5000, 0)).size == (8000, 5000)
 
 
-@pytest.mark.parametrize("array", [np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.float32),
-                                   np.zeros((8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)], ids=str)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 2), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+    ],
+    ids=str,
+)
 def test_arrays_are_not_guessed_about(array: np.ndarray) -> None:
     with pytest.raises(MediaFormatError):
         open_picture(array)

@@ -17,8 +17,10 @@ from vlmkit.limits import Limits
 from vlmkit.processing.tokenizer import Tokenizer
 from vlmkit.types import Learned, Said, Seen
 
-WORDS = ["What is in the picture? A cat asleep on a keyboard. USER: ASSISTANT: the answer is 42, yes.\n",
-         "system user assistant You are a helpful assistant. <image> [INST] </s> |im_end| Human: ### été"] * 3
+WORDS = [
+    "What is in the picture? A cat asleep on a keyboard. USER: ASSISTANT: the answer is 42, yes.\n",
+    "system user assistant You are a helpful assistant. <image> [INST] </s> |im_end| Human: ### été",
+] * 3
 MARKS = {"image": "<image>", "video": "<video>"}
 FAMILIES: dict[str, list[str]] = {
     "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
@@ -52,13 +54,15 @@ def make(family: str) -> Raw:
         # byte pieces are words of the model, not added tokens
         tree["added_tokens"] = [t for t in tree["added_tokens"] if not t["content"].startswith("<0x")]
         raw = Raw.from_str(json.dumps(tree))
-        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                         decoders.Strip(" ", 1, 0)])
+        raw.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
         raw.add_special_tokens([AddedToken(t, normalized=False) for t in special])
     if family != "qwen":
         first = special[0] if family == "llama 3" else "<s>"
         raw.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A", pair=f"{first} $A {first} $B", special_tokens=[(first, raw.token_to_id(first))])
+            single=f"{first} $A", pair=f"{first} $A {first} $B", special_tokens=[(first, raw.token_to_id(first))]
+        )
     return raw
 
 
@@ -70,8 +74,19 @@ OURS = {family: Tokenizer(raw.to_str()) for family, raw in RAW.items()}
 def test_benign_prompts_give_the_ids_of_the_whole_prompt(family: str) -> None:
     raw, ours = RAW[family], OURS[family]
     end = FAMILIES[family][2]
-    pieces = ["USER: ", Seen(0), "\n", Said("What is in the picture? Été 🙂"), " ASSISTANT:", Said(" A cat.", True),
-              Learned(end), "USER: ", Said("And"), Seen(1), Said(" here?")]
+    pieces = [
+        "USER: ",
+        Seen(0),
+        "\n",
+        Said("What is in the picture? Été 🙂"),
+        " ASSISTANT:",
+        Said(" A cat.", True),
+        Learned(end),
+        "USER: ",
+        Said("And"),
+        Seen(1),
+        Said(" here?"),
+    ]
     whole = "".join("<image>" if isinstance(p, Seen) else p if isinstance(p, str) else p.text for p in pieces)
     prompt = ours.encode(pieces, MARKS)
     assert prompt.ids == raw.encode(whole).ids
@@ -104,7 +119,7 @@ def test_only_what_needs_it_is_split() -> None:
     marked = ours.encode([Said("What is the answer? yes <image> the picture")], MARKS).ids
     before, after = raw.encode("What is the answer? yes <").ids, raw.encode(" the picture").ids
     assert marked[: len(before)] == before
-    assert marked[-len(after):] == after
+    assert marked[-len(after) :] == after
 
 
 def test_a_special_string_across_a_joint_is_no_special_token() -> None:
@@ -136,8 +151,10 @@ def test_bos_is_put_once() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=20), st.sampled_from(FAMILIES["qwen"] + ["<", "|", ">", " "])), max_size=6),
-       st.lists(st.integers(0, 6), max_size=3))
+@given(
+    st.lists(st.one_of(st.text(max_size=20), st.sampled_from(FAMILIES["qwen"] + ["<", "|", ">", " "])), max_size=6),
+    st.lists(st.integers(0, 6), max_size=3),
+)
 def test_any_text_with_any_pictures(parts: list[str], places: list[int]) -> None:
     """T4: slots equal pictures, no special id from speech, decode(encode(t)) == t."""
     ours = OURS["qwen"]
@@ -158,7 +175,9 @@ def test_half_characters_are_refused(said: str) -> None:
         OURS["qwen"].encode([Said(said)], MARKS)
 
 
-@pytest.mark.parametrize("said", ["a\x00b\x1b[2J", "\u200b\u202e\u2066rtl\u2069", "{{ 7 * 7 }}{% raw %}", "\ufeff\ufffe"])
+@pytest.mark.parametrize(
+    "said", ["a\x00b\x1b[2J", "\u200b\u202e\u2066rtl\u2069", "{{ 7 * 7 }}{% raw %}", "\ufeff\ufffe"]
+)
 def test_odd_characters_survive(said: str) -> None:
     """T05, T06"""
     ours = OURS["qwen"]
@@ -194,8 +213,10 @@ def test_settings_of_training_are_forgotten() -> None:
     raw = make("qwen")
     raw.enable_truncation(4)
     raw.enable_padding(length=64)
-    assert Tokenizer(raw.to_str()).encode(["What is in the picture?"], MARKS).ids == RAW["qwen"].encode(
-        "What is in the picture?").ids
+    assert (
+        Tokenizer(raw.to_str()).encode(["What is in the picture?"], MARKS).ids
+        == RAW["qwen"].encode("What is in the picture?").ids
+    )
 
 
 def test_broken_files(tmp_path: Path) -> None:

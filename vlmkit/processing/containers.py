@@ -10,7 +10,7 @@ from ..errors import MediaDecodeError, MediaFormatError
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 PICTURES = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"crx ")
-TOP = {*BOXES, b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"meta", b"emsg"}  # other names: rubbish behind the last one
+TOP = {*BOXES, b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"meta", b"emsg"}  # others: rubbish at the end
 MOST_BOXES = 100_000
 SEGMENT = b"\x18\x53\x80\x67"
 

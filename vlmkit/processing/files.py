@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 from ..errors import MediaDecodeError, MediaError, MediaFormatError, MediaLimitError
 
-
 Buffer = bytes | bytearray | memoryview
 
 

@@ -102,11 +102,15 @@ class Processor:
         line = getattr(self.preset.chat, "clip", "")
         if not line:
             return turns
-        return [turn._replace(content=[
-            said for part in turn.content
-            for said in ([part, _about(line, planned[part.index]) + "\n"]
-                         if isinstance(part, Seen) and part.kind == "video" else [part])
-        ]) for turn in turns]  # fmt: skip
+        told: list[Turn] = []
+        for turn in turns:
+            content: list[str | Seen] = []
+            for part in turn.content:
+                content.append(part)
+                if isinstance(part, Seen) and part.kind == "video":
+                    content.append(_about(line, planned[part.index]) + "\n")
+            told.append(Turn(turn.role, content))
+        return told
 
     def _read(self, turns: list[Turn], reply: bool) -> Prompt:
         return self.tokenizer.encode(self.chat.render(turns, reply), self.marks, self.stop_ids)

@@ -33,9 +33,9 @@ class Kitchen:
     def render(self, source: str, given: dict[str, Any], where: str) -> str:
         """The text of a template, within the limits of time, memory and length."""
         limits = current()
-        request = {"source": source, "given": given, "most": limits.template_max_output}
+        request = json.dumps({"source": source, "given": given, "most": limits.template_max_output}, ensure_ascii=False)
         try:
-            reply = self._ask(json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n", limits.template_render_seconds)
+            reply = self._ask(request.encode("utf-8", "surrogatepass") + b"\n", limits.template_render_seconds)
         except TimeoutError:
             raise TemplateError("takes too long", where=where, limit=limits.template_render_seconds, got="more",
                                 setting="template.render_seconds") from None

@@ -77,7 +77,8 @@ class Template:
         """Typed parts, or one text for templates that know no parts."""
         role = turn.role == "assistant"
         if not self._typed:
-            return "".join(self.marks[p.kind] + "\n" if isinstance(p, Seen) else mask.put(p, role) for p in turn.content)
+            parts = (self.marks[p.kind] + "\n" if isinstance(p, Seen) else mask.put(p, role) for p in turn.content)
+            return "".join(parts)
         return [{"type": p.kind} if isinstance(p, Seen) else {"type": "text", "text": mask.put(p, role)}
                 for p in turn.content]
 
@@ -116,7 +117,8 @@ class Mask:
     """Each character somebody said, but for spaces, as a private character, and back."""
 
     def __init__(self, turns: Iterable[Turn]) -> None:
-        letters = {c for turn in turns for part in turn.content if isinstance(part, str) for c in part if not c.isspace()}
+        words = (part for turn in turns for part in turn.content if isinstance(part, str))
+        letters = {c for part in words for c in part if not c.isspace()}
         if len(letters) > MOST:
             raise PromptError(f"more than {MOST} different characters in one conversation")
         codes = {kind: {ord(c): start + at for at, c in enumerate(letters)} for kind, start in RANGES.items()}
