@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlmkit import plugins
 from vlmkit.compose.bind import compose
 from vlmkit.compose.find import every, find, presets
-from vlmkit.errors import PresetError
+from vlmkit.errors import PresetError, PresetSafetyError
 from vlmkit.hookspecs import hookimpl
 
 HERE = "extends: llava-1.5-7b\nabout: {}\n"
@@ -75,6 +76,20 @@ def test_paths_beside_the_preset_stay_beside_it(homes: Path) -> None:
     (homes / "one/a.yaml").write_text(HERE.format("x") + "weights: [{from: ./../two, format: native}]")
     with pytest.raises(PresetError, match=r"a.yaml:3: .*leads out"):
         compose("a")
+
+
+def test_a_template_lies_beside_the_preset(homes: Path) -> None:
+    (homes / "secret").write_text("x")
+    (homes / "one/link.jinja").symlink_to(homes / "secret")
+    (homes / "one/chat.jinja").write_text("{{ messages }}")
+    for file in ("chat.jinja", "./chat.jinja"):
+        (homes / "one/a.yaml").write_text(HERE.format("x") + f"chat: {{use: template, file: {file}}}")
+        chat: Any = compose("a").chat
+        assert chat.file == str(homes / "one/chat.jinja")
+    for file in (str(homes / "secret"), "../secret", "link.jinja"):
+        (homes / "one/a.yaml").write_text(HERE.format("x") + f"chat: {{use: template, file: {file}}}")
+        with pytest.raises(PresetSafetyError, match=r"a.yaml:3: .*leads out"):
+            compose("a")
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7", "../llava-1.5-7b", "a//b", "", "x" * 5000, "a\nb"])

@@ -13,9 +13,11 @@ import vlmkit
 from vlmkit.compose.bind import compose
 from vlmkit.compose.find import every
 from vlmkit.compose.schema import schema
+from vlmkit.errors import PresetValueError
 
 SHIPPED = sorted(found.name for found in every() if found.owner == "vlmkit")
-FAMILY = [name for name in SHIPPED if name != "tiny"]
+MODELS = [name for name in SHIPPED if "/" not in name]
+FAMILY = [name for name in MODELS if name != "tiny"]
 FOLDER = next(found.folder for found in every() if found.owner == "vlmkit")
 
 CLIP_336 = ("vit_large_patch14_clip_quickgelu_336.openai", -2, "drop")
@@ -75,7 +77,7 @@ def test_every_row_of_the_matrix_is_shipped() -> None:
     assert set(WIRING) <= set(FAMILY)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", MODELS)
 def test_it_composes_and_reads_back_whole(name: str, tmp_path: Path) -> None:
     preset = compose(name)
     assert preset.name == name
@@ -153,6 +155,15 @@ def test_it_fits_together_and_has_every_parameter(name: str) -> None:
     assert report.parameters["decoder"] > 400_000_000
 
 
+def test_a_run_lies_over_a_preset(tmp_path: Path) -> None:
+    run: Any = compose("tiny", "runs/tiny", "steps=7", "needs=[]")
+    assert (run.name, run.steps, run.data.use, run.train["decoder"]) == ("tiny", 7, "scenes", 2e-3)
+    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(run.dump(), sort_keys=False))
+    assert compose(str(tmp_path)) == run
+    with pytest.raises(PresetValueError, match="put a preset before it"):
+        compose("runs/tiny")
+
+
 def test_the_schema_is_current() -> None:
     here = json.loads((FOLDER / "schema.json").read_text())
     assert here == json.loads(json.dumps(schema())), "python -m vlmkit.compose.schema > presets/schema.json"
@@ -195,7 +206,7 @@ def fits(value: Any, rule: dict[str, Any], defs: dict[str, Any]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_schema_takes_every_shipped_file(path: Path) -> None:
     rules = json.loads((FOLDER / "schema.json").read_text())
     assert fits(yaml.safe_load(path.read_text()), rules, rules["$defs"])

@@ -48,7 +48,8 @@ def bind(tree: Node) -> Preset:
         walker.problem((), "nothing to look at; add an `image` or a `video` section")
     if walker.problems or preset is None:
         title = f"preset {data.get('name', '')}"
-        raise PresetValueError(tell(title, walker.problems), problems=tuple(walker.problems))
+        hint = "" if data.keys() & {"tower", "decoder"} else "it names no model; put a preset before it"
+        raise PresetValueError(tell(title, walker.problems), problems=tuple(walker.problems), hint=hint)
     preset._places.update(_places(preset, nodes))
     preset._places.tree = tree
     return preset

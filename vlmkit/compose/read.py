@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vlmkit.errors import PresetError, PresetSafetyError, PresetSyntaxError
 from vlmkit.limits import current
@@ -11,6 +10,8 @@ from vlmkit.limits import current
 from .find import Found, find, installed, within
 from .merge import lay
 from .nodes import Node, parse, too_much
+
+MACHINE = ("data", "machine", "out")  # sections of a run, whose paths belong to a machine
 
 
 def read(name: str) -> Node:
@@ -99,14 +100,18 @@ def _base(name: str, child: Found, place: str) -> Found:
     raise PresetError(f"extends {name[:80]!r}, which is neither in its own folder nor installed{outside}", where=place)
 
 
-def _beside(node: Node, folder: Path, key: Any = None) -> Node:
-    """`from: .` and `file: ./chat.jinja` name things beside the file."""
+def _beside(node: Node, folder: Path, key: str | int = "") -> Node:
+    """`from: .` and `file: chat.jinja` name things beside the preset; a `file` lies nowhere else."""
     if isinstance(node.value, dict):
-        return Node({k: _beside(child, folder, k) for k, child in node.value.items()}, node.place)
+        inside = {k: child if k in MACHINE else _beside(child, folder, k) for k, child in node.value.items()}
+        return Node(inside, node.place)
     if isinstance(node.value, list):
         return Node([_beside(child, folder) for child in node.value], node.place)
-    if key not in ("from", "file") or not isinstance(node.value, str) or not (node.value + "/").startswith("./"):
+    if key not in ("from", "file") or not isinstance(node.value, str):
         return node
-    if ".." in Path(node.value).parts:
-        raise PresetSafetyError(f"{node.value[:80]!r} leads out of its folder", where=node.place)
-    return Node(str(folder.resolve() / node.value), node.place)
+    if key == "from" and not (node.value + "/").startswith("./"):
+        return node  # a name on the hub, or a path on this machine
+    path = folder.resolve() / node.value
+    if ".." in Path(node.value).parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise PresetSafetyError(f"{node.value[:80]!r} leads out of the preset's folder", where=node.place)
+    return Node(str(path), node.place)
