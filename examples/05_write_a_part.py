@@ -2,7 +2,7 @@
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 import vlmkit
 from vlmkit.contracts import PartConfig

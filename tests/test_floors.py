@@ -58,7 +58,7 @@ def targets(node: ast.Import | ast.ImportFrom, here: tuple[str, ...]) -> set[str
     else:
         stem = list(here[: len(here) - node.level]) if node.level else []
         stem += node.module.split(".") if node.module else []
-        names = [[*stem, alias.name] for alias in node.names]
+        names = [[*stem, alias.name] for alias in node.names if alias.name != "__version__"]  # a text, always there
     ours = [n for n in names if n[0] == "vlmkit"]
     return {n[1] if len(n) > 1 and n[1] in FLOORS else "__init__" for n in ours}
 

@@ -82,7 +82,7 @@ def test_sheets_lay_tiles_side_by_side() -> None:
 
 @pytest.mark.parametrize(("layout", "wanted"), [
     (Layout("image", 768, 1024, 2, 3), ["[7, 3, 384, 384]", "[7, 729, 1152]", "[7, 729, 3584]", "[4725, 3584]"]),
-    (Layout("video", 768, 1024, frames=32), ["[32, 3, 384, 384]", "[32, 729, 1152]", "[32, 729, 3584]", "[6273, 3584]"]),
+    (Layout("video", 9, 9, frames=32), ["[32, 3, 384, 384]", "[32, 729, 1152]", "[32, 729, 3584]", "[6273, 3584]"]),
 ])  # fmt: skip
 def test_steps(layout: Layout, wanted: list[str]) -> None:
     """The numbers of the data-flow page."""

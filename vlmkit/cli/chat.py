@@ -20,7 +20,7 @@ HELP = "/image FILE and /video FILE show something with the next question, /new 
 
 def chat(
     source: a.Source,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Further presets or key=value.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Presets or key=value.")] = None,
     image: a.Images = None,
     video: a.Videos = None,
     max_new_tokens: a.NewTokens = 512,

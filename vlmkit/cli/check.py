@@ -21,7 +21,8 @@ FRAMES = (8, 32)
 
 def check(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="PRESET [WORDS]...", help="A preset, then further presets or key=value.")
+        list[str] | None,
+        typer.Argument(metavar="PRESET [WORDS]...", help="A preset, then further presets or key=value."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every preset there is, one line each.")] = False,
     json: Json = False,
@@ -44,8 +45,8 @@ def check(
     print()
     console.columns([(what, f"{n:,}") for what, n in tokens(report).items()], ("tokens", ""), right=(1,))
     print()
-    memory = facts(report)["bytes"]
-    console.columns([(what, console.amount(size)) for what, size in memory.items()], ("memory in bfloat16", ""), right=(1,))
+    memory = [(what, console.amount(size)) for what, size in facts(report)["bytes"].items()]
+    console.columns(memory, ("memory in bfloat16", ""), right=(1,))
 
 
 def rehearsed(words: list[str]) -> Report:

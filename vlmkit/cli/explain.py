@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def explain(
     words: Annotated[
-        list[str], typer.Argument(metavar="PRESET [WORDS]... FILE", help="A preset, key=value, then a picture or a clip.")
+        list[str],
+        typer.Argument(metavar="PRESET [WORDS]... FILE", help="A preset, key=value, then a picture or a clip."),
     ],
     out: Out = Path("explain.html"),
     ask: Annotated[
@@ -38,7 +39,8 @@ def explain(
         panels, origin = explain.panels(model, planned, planned.cut())
         if ask is not None and origin is not None:
             panels.insert(2, _asked(preset, files[0], planned.layout.kind, ask, origin))
-        page.write(out, f"{files[0].name} in {preset.name}", f"{planned.tokens:,} tokens. {preset.about.strip()}", panels)
+        about = f"{planned.tokens:,} tokens. {preset.about.strip()}"
+        page.write(out, f"{files[0].name} in {preset.name}", about, panels)
     print(f"{planned.tokens:,} tokens; wrote {out}")
 
 

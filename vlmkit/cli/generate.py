@@ -15,14 +15,13 @@ from . import console
 
 if TYPE_CHECKING:
     from vlmkit.model.vlm import VLM
-    from vlmkit.processing.processor import Processor
 
 
 def generate(
     source: a.Source,
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[WORDS]... PROMPT", help="key=value, then the question; - reads it from standard input."),
+        typer.Argument(metavar="[WORDS]... PROMPT", help="key=value, then the question; - is standard input."),
     ],
     image: a.Images = None,
     video: a.Videos = None,
@@ -45,8 +44,10 @@ def generate(
     *words, prompt = words
     prompt = sys.stdin.read() if prompt == "-" else prompt
     asked = [question(prompt, image or [], video or [])]
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
-                           "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed}  # fmt: skip
+    how: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+        "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed,
+    }  # fmt: skip
     model, processor = load(source, words, device, dtype, attention)
     if stream:
         for piece in vlmkit.stream(model, processor, asked, **how):
@@ -55,8 +56,8 @@ def generate(
     with console.progress("answering"):
         answer = vlmkit.generate(model, processor, asked, details=True, **how)
     if json:
-        return console.document({"text": answer.text, "finish": answer.finish, "tokens": len(answer.ids),
-                                 "prompt_tokens": answer.prompt_tokens, "visual_tokens": answer.visual_tokens})  # fmt: skip
+        cost = {"prompt_tokens": answer.prompt_tokens, "visual_tokens": answer.visual_tokens}
+        return console.document({"text": answer.text, "finish": answer.finish, "tokens": len(answer.ids), **cost})
     print(answer.text)
 
 
@@ -67,7 +68,7 @@ def question(prompt: str, images: list[Path], videos: list[Path]) -> dict[str, A
     return {"role": "user", "content": [*content, {"type": "text", "text": prompt}]}
 
 
-def load(source: str, words: list[str], device: str, dtype: str | None, attention: str) -> tuple[VLM, Processor]:
+def load(source: str, words: list[str], device: str, dtype: str | None, attention: str) -> tuple[VLM, Any]:
     """A model and its processor, with the names of the command line turned into torch's."""
     with console.progress(f"loading {source}"):
         import torch

@@ -61,7 +61,9 @@ def make_app(manager: Manager) -> typer.Typer:
 def hoist(words: list[str]) -> list[str]:
     """`--limit` may stand anywhere: it is moved to the front, where the application reads it."""
     end = words.index("--") if "--" in words else len(words)
-    front, rest, i = [], [], 0
+    front: list[str] = []
+    rest: list[str] = []
+    i = 0
     while i < end:
         pair = 2 if words[i] == "--limit" else 1
         (front if words[i].partition("=")[0] == "--limit" else rest).extend(words[i : i + pair])
@@ -89,7 +91,7 @@ def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager) -> None:
 
 
 def _name(command: Any) -> str:
-    return command.name or command.callback.__name__.replace("_", "-")
+    return str(command.name or command.callback.__name__.replace("_", "-"))
 
 
 def _version(asked: bool) -> None:

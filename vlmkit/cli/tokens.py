@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def tokens(
     words: Annotated[
-        list[str], typer.Argument(metavar="PRESET [WORDS]... FILE...", help="A preset, key=value, then pictures and clips.")
+        list[str],
+        typer.Argument(metavar="PRESET [WORDS]... FILE...", help="A preset, key=value, then pictures and clips."),
     ],
     together: Annotated[bool, typer.Option("--together", help="As parts of one conversation.")] = False,
     json: Json = False,
@@ -35,9 +36,10 @@ def tokens(
         planned = [plan(model, file, alone) for file in files]
     total = sum(p.tokens for p in planned)
     if json:
-        rows = [{"file": str(p.path), **p.layout._asdict(), "tiles": p.layout.tiles, "tokens": p.tokens} for p in planned]
+        rows = [{"file": str(p.path), **p.layout._asdict(), "tiles": p.layout.tiles, "tokens": p.tokens}
+                for p in planned]  # fmt: skip
         return console.document({"preset": preset.name, "files": rows, "total": total})
-    table = [(p.path, f"{p.layout.width} x {p.layout.height}", _cut(p.layout.frames, p.layout.tiles), p.tokens)
+    table = [(str(p.path), f"{p.layout.width} x {p.layout.height}", _cut(p.layout.frames, p.layout.tiles), p.tokens)
              for p in planned]  # fmt: skip
     if len(planned) > 1:
         table.append(("total", "", "", total))

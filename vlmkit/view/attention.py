@@ -56,8 +56,8 @@ def draw(found: list[Look], visual: Visual, trace: Trace, slots: slice = slice(N
     pen = ImageDraw.Draw(panel)
     for line, look in enumerate(found):
         y = 20 + line * (SIDE + 26)
-        weights = look.weights[slots]
-        pen.text((MARGIN, y + SIDE / 2 - 12), look.word.strip() or repr(look.word), font=font(22), fill=INK, anchor="lm")
+        weights, word = look.weights[slots], look.word.strip() or repr(look.word)
+        pen.text((MARGIN, y + SIDE / 2 - 12), word, font=font(22), fill=INK, anchor="lm")
         pen.text((MARGIN, y + SIDE / 2 + 16), f"{weights.sum():.0%} on it", font=font(15), fill=FAINT, anchor="lm")
         heat = _heat(weights, trace)
         top = max(float(sheet.max()) for sheet in heat)

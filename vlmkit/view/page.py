@@ -16,11 +16,13 @@ from .drawing import FAINT, INK, LINE, MARGIN, PAPER, font
 from .tiles import WIDTH
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #20242c; background: #fff; max-width: 1080px; margin: 2.5rem auto;
-  padding: 0 1.2rem }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem } p { margin: .2rem 0; color: #5b616e }
+body { font: 16px/1.5 system-ui, sans-serif; color: #20242c; background: #fff; max-width: 1080px;
+  margin: 2.5rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem }
+p { margin: .2rem 0; color: #5b616e }
 img { width: 100%; border: 1px solid #e3e6ec; border-radius: 8px }
-table { border-collapse: collapse; font-size: .92rem } td { padding: .22rem 1.4rem .22rem 0; border-top: 1px solid #e3e6ec }
+table { border-collapse: collapse; font-size: .92rem }
+td { padding: .22rem 1.4rem .22rem 0; border-top: 1px solid #e3e6ec }
 td:nth-child(3) { font-family: ui-monospace, monospace } td:first-child { font-weight: 600 }
 """
 

@@ -28,10 +28,11 @@ def steps(model: VLM, layout: Layout) -> list[Step]:
         seen = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
         seen = seen._replace(tokens=seen.tokens.new_empty(layout.tiles, *seen.tokens.shape[1:]))
         projected, packed = project(seen), model.pack(kind, seen, [layout])[0]
-    cut = f"{layout.frames} frames" if kind == "video" else f"whole + {layout.rows} x {layout.cols}" if layout.rows else ""
+    cut = f"{layout.frames} frames" if kind == "video" else f"whole + {layout.rows} x {layout.cols}"
     return [
         Step("file", "", f"{layout.height} x {layout.width}", "height x width"),
-        Step(f"{kind}.tiler", _name(stream.tiler), str([layout.tiles, 3, tower.side, tower.side]), cut),
+        Step(f"{kind}.tiler", _name(stream.tiler), str([layout.tiles, 3, tower.side, tower.side]),
+             cut if layout.tiles > 1 else "one tile"),
         Step("tower" if stream.tower is None else f"{kind}.tower", _name(tower), str(list(seen.tokens.shape)),
              f"{seen.rows} x {seen.cols} patches" + (f" + {seen.prefix}" if seen.prefix else "")),
         Step("projector" if stream.projector is None else f"{kind}.projector", _name(project),

@@ -24,7 +24,7 @@ class Row(list[Token]):
         self.first = first
 
 
-def rows(trace: Trace) -> list[Row]:
+def lines(trace: Trace) -> list[Row]:
     """Cut the row of tokens where a line of the picture ends."""
     found: list[Row] = []
     for number, token in enumerate(trace.tokens):
@@ -43,8 +43,10 @@ def _breaks(before: Token, token: Token) -> bool:
 
 def draw(tiles: Tensor, layout: Layout, trace: Trace) -> Image.Image:
     """One block for each sheet.   tiles uint8 [tiles, 3, side, side]"""
-    colours = [c.permute(1, 2, 0).tolist() for c in sheets(F.adaptive_avg_pool2d(tiles.float(), trace.used[0].shape), layout)]
-    blocks = [list(block) for _, block in groupby(rows(trace), key=lambda row: row[0].sheet)]
+    rows, cols = trace.used[0].shape  # the first sheet is one tile
+    patches = F.adaptive_avg_pool2d(tiles.float(), (rows, cols))
+    colours = [sheet.permute(1, 2, 0).tolist() for sheet in sheets(patches, layout)]
+    blocks = [list(block) for _, block in groupby(lines(trace), key=lambda row: row[0].sheet)]
     cell = _cell(blocks)
     titles = [_title(block, layout) for block in blocks]
     spots, height = _flow(blocks, titles, cell)

@@ -6,13 +6,13 @@ the gradient tells which patches no token was made of. No packer has to know abo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contracts import Projector
 from ..errors import ShapeError
 from ..model.vlm import VLM
 from ..types import Features, Layout
@@ -91,7 +91,7 @@ def coordinates(seen: Features, layout: Layout) -> Tensor:
     return torch.cat([made, noise], dim=-1)
 
 
-def stand_in(project: Callable[[Features], Features], width: int) -> Callable[[Features], Features]:
+def stand_in(project: Projector, width: int) -> Projector:
     """Changes the number of tokens as the projector does, and nothing else."""
 
     def call(given: Features) -> Features:
@@ -104,7 +104,7 @@ def stand_in(project: Callable[[Features], Features], width: int) -> Callable[[F
         blurred = given.tokens[:, given.prefix :].mean(1, keepdim=True)  # a query may look everywhere
         return made._replace(tokens=blurred.expand(-1, made.tokens.shape[1], -1))
 
-    return call
+    return cast(Projector, call)
 
 
 def _token(sheet: float, y: float, x: float, prefix: float, separator: float) -> Token:
