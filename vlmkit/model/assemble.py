@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .. import registry
 from .vlm import VLM, Stream
@@ -29,10 +30,25 @@ def assemble(preset: Preset, attention: str = "auto", device: Any = "meta",
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with torch.device(device), Undrawn():
             return _assemble(preset, backend(attention))
     finally:
         torch.set_default_dtype(before)
+
+
+class Undrawn(TorchFunctionMode):
+    """On the meta device random weights are not drawn: half the time of a check would go there."""
+
+    draws = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "fill_", "zero_",
+                       "erfinv_", "mul_", "add_", "clamp_"})  # the last four are how timm draws
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in self.draws:
+            weight = args[0] if args else given.get("tensor")  # as torch.nn.init passes it
+            if isinstance(weight, torch.Tensor) and weight.is_meta:
+                return weight
+        return func(*args, **given)
 
 
 def backend(name: str) -> AttentionBackend:

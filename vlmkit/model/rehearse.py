@@ -15,6 +15,7 @@ from ..errors import PresetError, ShapeError
 from ..types import Features, Layout
 
 if TYPE_CHECKING:
+    from ..contracts import VisionTower
     from .vlm import VLM
 
 IMAGINED = (480, 640)  # height, width: a photograph's usual shape
@@ -88,13 +89,14 @@ def count(model: VLM, layout: Layout) -> int:
 
 
 def _glimpse(model: VLM, kind: str) -> Features:
-    """What the tower of a stream makes of one tile, on meta; asked once."""
-    known: dict[str, Features] = model.__dict__.setdefault("_glimpses", {})
-    if kind not in known:
-        tower = model.tower if model.stream(kind).tower is None else model.stream(kind).tower
+    """What the tower of a stream makes of one tile, on meta; asked once, also when both streams share it."""
+    known: dict[VisionTower, Features] = model.__dict__.setdefault("_glimpses", {})
+    own = model.stream(kind).tower
+    tower = model.tower if own is None else own
+    if tower not in known:
         with torch.no_grad():
-            known[kind] = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
-    return known[kind]
+            known[tower] = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
+    return known[tower]
 
 
 def _walk(model: VLM, kind: str, shapes: list[tuple[str, str, str, str]]) -> None:
@@ -140,8 +142,9 @@ def _misfit(name: str, shapes: list[tuple[str, str, str, str]], error: Exception
     rows = [f"  {s:<16} {p:<12} {shape:<22} {note}" for s, p, shape, note in shapes[:-1]]
     last = f"  {section:<16} {shapes[-1][1] if shapes else '':<12} {what}"
     kind = section.split(".")[0] if section.startswith(("image", "video")) else "image"
+    hint = getattr(error, "hint", "") or f"change `{section}` or what feeds it"
     return ShapeError("\n".join([f"the {kind} stream does not fit together", *rows, last]),
-                      where=f"preset {name}" if name else section, hint=f"change `{section}` or what feeds it")
+                      where=f"preset {name}" if name else section, hint=hint)
 
 
 def _parameters(model: VLM) -> tuple[dict[str, int], dict[str, int]]:

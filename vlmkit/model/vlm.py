@@ -91,4 +91,4 @@ class VLM(nn.Module):
         """Tower features -> one [tokens, width] for each visual. What counts tokens on meta is this same call."""
         stream = self.stream(kind)
         project = self.projector if stream.projector is None else stream.projector
-        return stream.packer(features, layouts, project, self.separators)
+        return stream.packer(features, layouts, project, dict(self.separators.items()))
