@@ -13,6 +13,7 @@ import theirs  # noqa: E402
 from small import Talk, clip, picture  # noqa: E402
 
 import vlmkit  # noqa: E402
+from vlmkit.model.assemble import assemble  # noqa: E402
 from vlmkit.parts.towers.timm import normalise  # noqa: E402
 
 A, B, C = picture(48, 64, 1), picture(70, 33, 2), picture(33, 120, 3)
@@ -86,6 +87,37 @@ def test_family(name, talks):
     said = vlmkit.generate(model, process, [talk.messages for talk in talks], max_new_tokens=32, ignore_eos=True,
                            details=True)
     assert [answer.ids for answer in said] == answers[:, real.shape[1]:].tolist()
+
+
+@pytest.mark.parametrize(("name", "talk"), [("next-video", "later"), ("onevision", "turns")])
+def test_loss_and_gradients(name, talk):
+    """What is learned from a conversation, and where it pulls each weight."""
+    messages = [*TALKS[talk].messages, {"role": "assistant", "content": "Yes, a cat."}]
+    batch = small.processor(name)([messages], reply=False, labels=True)
+    model = theirs.model(name)
+    read = theirs.read(name, [TALKS[talk]])
+    read |= {"input_ids": batch.ids[None], "attention_mask": torch.ones_like(batch.ids)[None]}
+    found, wanted = vlmkit.loss(ours(name), batch), model(**read, labels=batch.labels[None]).loss
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+    pairs = [("decoder.embed.weight", "model.language_model.embed_tokens.weight"),
+             ("decoder.blocks.0.attn.q.weight", "model.language_model.layers.0.self_attn.q_proj.weight"),
+             ("projector.layers.0.weight", "model.multi_modal_projector.linear_1.weight"),
+             ("separators.newline", "model.image_newline"),
+             ("tower.vit.pos_embed", "model.vision_tower.embeddings.position_embedding.weight")]
+    own = torch.autograd.grad(found, [ours(name).get_parameter(here) for here, _ in pairs])
+    their = torch.autograd.grad(wanted, [model.get_parameter(there) for _, there in pairs])
+    for one, other in zip(own, their, strict=True):
+        assert other.any()
+        torch.testing.assert_close(one.view_as(other), other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("next-video", 1e-5), ("vip-llava", 1e-5), ("onevision", 1e-6)])
+def test_norms_of_the_tower(name, eps):
+    """Random weights cannot tell 1e-5 from 1e-6; llava-family.md 1.2 does."""
+    tower = assemble(small.preset(name)).tower
+    assert {norm.eps for norm in tower.modules() if isinstance(norm, torch.nn.LayerNorm)} == {eps}
+    assert name != "vip-llava" or small.preset(name).projector.norm == 1e-5
 
 
 def same_pixels(batch, read, model):
