@@ -324,27 +324,3 @@ def test_a_path_is_a_path(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MediaFormatError):
         probe(tmp_path / "pipe")
-
-
-def test_frames_given_by_hand() -> None:
-    array = np.stack([picture(at) for at in range(12)])
-    sampler = Uniform(frames=4).build()
-    frames, times = read_clip(array, sampler)
-    assert [seen(frame) for frame in frames] == [0, 3, 6, 9]
-    assert times == [0, 3, 6, 9]
-    frames, _ = read_clip([Image.fromarray(array[at]) for at in range(3)], sampler)  # all are meant
-    assert [seen(frame) for frame in frames] == [0, 1, 2]
-    with pytest.raises(MediaDecodeError, match="different sizes"):
-        read_clip([picture(0), picture(1, 20, 20)], sampler)
-    for bad in (array[0], [], 7, array.astype(np.float32)):
-        with pytest.raises(MediaError):
-            read_clip(bad, sampler)
-
-
-def test_limits() -> None:
-    with Limits(video_max_sampled_frames=4), pytest.raises(MediaLimitError, match=r"video\.max_sampled_frames"):
-        read_clip(MP4, Uniform(frames=8).build())
-    with Limits(video_max_frame_pixels=1000), pytest.raises(MediaLimitError, match=r"video\.max_frame_pixels"):
-        probe(MP4)
-    with Limits(video_max_bytes=1000), pytest.raises(MediaLimitError, match=r"video\.max_bytes"):
-        probe(MP4)

@@ -254,7 +254,7 @@ def _stream(container: Any) -> Any:
     _bound(stream.codec_context.width * stream.codec_context.height, "video.max_frame_pixels")
     for other in container.streams:
         if other is not stream:
-            other.discard = "all"
+            other.discard = av.stream.Discard.all
     return stream
 
 
