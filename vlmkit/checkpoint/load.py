@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..compose.bind import compose
+from ..compose.find import presets
 from ..compose.preset import Preset
 from ..errors import CheckpointMismatchError, WeightsError
 from ..model.assemble import assemble
@@ -61,7 +62,7 @@ def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> Preset:
     if isinstance(source, Preset):
         return compose(source, *overrides) if overrides else source
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and (isinstance(source, Path) or source not in presets()):  # a name means a preset first
         if not native.is_native(path):
             raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}; only vlmkit's own folders are read so far",
                                where=path)
@@ -82,15 +83,23 @@ def _home(preset: Preset) -> Path:
 
 def _compare(model: VLM, stored: dict[str, Stored], folder: Path) -> None:
     """Names and shapes, both ways, before any memory is taken."""
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    wanted = model.state_dict()
     missing = [n for n in wanted if n not in stored]
     extra = [n for n in stored if n not in wanted]
-    other = [f"{n} is {list(stored[n].shape)}, wanted {list(wanted[n])}"
-             for n in wanted if n in stored and stored[n].shape != wanted[n]]
+    other = [f"{n} is {list(stored[n].shape)} {stored[n].dtype}, wanted {list(t.shape)} {_kind(t)}"
+             for n, t in wanted.items() if n in stored and not _fits(stored[n], t)]
     if missing or extra or other:
-        lines = [_group("missing", missing), _group("left over", extra), _group("of another shape", other)]
+        lines = [_group("missing", missing), _group("left over", extra), _group("of another shape or kind", other)]
         raise CheckpointMismatchError("does not hold this model\n" + "\n".join(filter(None, lines)), where=folder,
                                       hint="the preset and the weights must come from the same model")
+
+
+def _fits(stored: Stored, wanted: torch.Tensor) -> bool:
+    return stored.shape == tuple(wanted.shape) and ("F" in stored.dtype) == wanted.is_floating_point()
+
+
+def _kind(wanted: torch.Tensor) -> str:
+    return "float" if wanted.is_floating_point() else "integer"
 
 
 def _group(title: str, names: list[str]) -> str:

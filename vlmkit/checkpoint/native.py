@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from safetensors.torch import save_file
 
-from .. import __version__, plugins, registry
+from .. import __version__, limits, plugins, registry
+from ..compose.preset import Preset
 from ..contracts import PartConfig
 from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
 from .tensors import ONE, once
 
 if TYPE_CHECKING:
-    from ..compose.preset import Preset
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
 PRESET, TOKENIZER, LOCK = "preset.yaml", "tokenizer.json", "lock.json"
+MODEL = frozenset(Preset.model_fields)
 
 
 def is_native(folder: Path) -> bool:
@@ -33,7 +34,7 @@ def is_native(folder: Path) -> bool:
 
 def save(model: VLM, processor: Processor, folder: str | Path) -> Path:
     """Write a folder that `load` reads back. It appears whole or not at all; an older one is replaced whole."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_native(folder))):
         raise WeightsError("is already there and is no vlmkit checkpoint; nothing was written", where=folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,7 @@ def save(model: VLM, processor: Processor, folder: str | Path) -> Path:
 def _write(model: VLM, processor: Processor, folder: Path) -> None:
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / ONE, metadata={"format": "pt"})
-    here = {"tokenizer": {"from": "."}, "weights": [{"from": ".", "format": "native"}]}
-    text = yaml.safe_dump(processor.preset.dump() | here, sort_keys=False, allow_unicode=True, width=110)
-    (folder / PRESET).write_text(text, "utf-8")
+    (folder / PRESET).write_text(_describe(processor.preset), "utf-8")
     processor.tokenizer.save(folder / TOKENIZER)
     files = {file.name: digest(file) for file in sorted(folder.iterdir())}
     lock = {"versions": _versions(processor.preset), "files": files}
@@ -62,22 +61,34 @@ def _write(model: VLM, processor: Processor, folder: Path) -> None:
     folder.chmod(0o755)  # mkdtemp makes it private
 
 
+def _describe(preset: Preset) -> str:
+    """The preset as YAML, reading its tokenizer and weights from its own folder; how it was trained stays outside."""
+    said = {name: value for name, value in preset.dump().items() if name in MODEL}
+    said["tokenizer"] = (said["tokenizer"] or {}) | {"from": "."}
+    said["weights"] = [{"from": ".", "format": "native"}]
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+
+
 def _swap(beside: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)
-    beside.rename(folder)
+    try:
+        beside.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:
     """Compare every file with the lock's length and SHA-256."""
-    try:
-        files = json.loads((folder / LOCK).read_text("utf-8"), object_pairs_hook=once)["files"].items()
-        wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
-        raise CheckpointFormatError("is not a lock file", where=folder / LOCK) from None
+    wanted = _locked(folder / LOCK)
+    unlocked = {PRESET, TOKENIZER, *(file.name for file in folder.glob("*.safetensors*"))} - set(wanted)
+    if unlocked:
+        raise CheckpointFormatError(f"says nothing about {', '.join(sorted(unlocked))}", where=folder / LOCK)
     for name, (size, sha256) in wanted.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
@@ -87,6 +98,17 @@ def verify(folder: Path) -> None:
             raise CheckpointCorruptError(f"sha256 {found['sha256'][:12]}… over {found['bytes']} bytes, written as "
                                          f"{sha256[:12]}… over {size}", where=file,
                                          hint="copy the folder again, or pass verify=False if you changed it yourself")
+
+
+def _locked(file: Path) -> dict[str, tuple[int, str]]:
+    """What a lock file says.   name -> (bytes, sha256)"""
+    if (size := file.stat().st_size) > (most := limits.current().ckpt_max_config_bytes):
+        raise CheckpointFormatError("too large", where=file, limit=most, got=size, setting="ckpt.max_config_bytes")
+    try:
+        files = json.loads(file.read_text("utf-8"), object_pairs_hook=once)["files"].items()
+        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError):
+        raise CheckpointFormatError("is not a lock file", where=file) from None
 
 
 def digest(file: Path) -> dict[str, Any]:

@@ -101,9 +101,12 @@ def _header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     with file.open("rb") as opened:
         lead = opened.read(8)
         length = struct.unpack("<Q", lead)[0] if len(lead) == 8 else size
-        if length > min(size - 8, limits.current().ckpt_max_header_bytes):
+        if length > size - 8:
             raise CheckpointFormatError(f"a header of {length} bytes in a file of {size}; cut short, a pointer file, "
                                         "or no safetensors at all", where=file)
+        if length > (most := limits.current().ckpt_max_header_bytes):
+            raise CheckpointFormatError("the header is too long", where=file, setting="ckpt.max_header_bytes",
+                                        limit=most, got=length)
         text = opened.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
