@@ -116,7 +116,7 @@ class KVCache(NamedTuple):
 class Seen(NamedTuple):
     """The place of one visual in a conversation."""
 
-    index: int  # among all visuals of the conversation, in reading order
+    index: int  # type: ignore[assignment]  # among all visuals of the conversation, in reading order
     kind: Literal["image", "video"] = "image"
 
 

@@ -47,12 +47,17 @@ def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtyp
 
 
 def fill(model: VLM, tensors: Iterable[tuple[str, torch.Tensor]], device: Any, dtype: torch.dtype) -> None:
-    """Put tensors in the place of a meta model's; afterwards nothing is on meta."""
-    ready = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors}
+    """Put tensors in the place of a meta model's; afterwards nothing is on meta.
+
+    Each is copied out of its file: there, numbers lie unaligned and round otherwise, and a file that is cut while
+    the model lives would end the process.
+    """
+    ready = {name: t.to(device, dtype if t.is_floating_point() else None, copy=True) for name, t in tensors}
     model.load_state_dict(ready, assign=True, strict=True)
     for part in model.modules():
-        if hasattr(part, "materialize"):  # what no checkpoint holds, such as rotary tables
-            part.materialize()
+        compute = getattr(part, "materialize", None)
+        if callable(compute):  # what no checkpoint holds, such as rotary tables
+            compute()
     stray = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if stray:
         raise WeightsError(f"{len(stray)} tensors got no values: {', '.join(stray[:10])}")
@@ -64,8 +69,8 @@ def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> Preset:
     path = Path(source)
     if path.is_dir() and (isinstance(source, Path) or source not in presets()):  # a name means a preset first
         if not native.is_native(path):
-            raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}; only vlmkit's own folders are read so far",
-                               where=path)
+            raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}", where=path,
+                               hint="only folders that vlmkit wrote are read so far")
         return compose(str(path / native.PRESET), *overrides)
     return compose(str(source), *overrides)
 

@@ -77,7 +77,7 @@ def _step(model: VLM, optimizers: list[Optimizer], batch: Batch) -> float:
     value = loss(model, batch)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     if not torch.isfinite(value) or not torch.isfinite(norm):
         raise VlmkitError(f"loss {value.item()}, gradient norm {norm.item()}: not finite; no weight was changed",
