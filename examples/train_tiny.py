@@ -1,0 +1,35 @@
+"""Train the model that ships with vlmkit, from nothing: python examples/train_tiny.py runs/tiny [--resume] [key=value]
+
+First the tower learns to see (tiny_tower.py), then the model learns to answer (presets/runs/tiny.yaml). Both draw
+their scenes from seeds; held-out scenes have other seeds. A stopped run goes on with --resume.
+"""
+
+import sys
+from pathlib import Path
+
+import tiny_tower
+
+import vlmkit
+from vlmkit.model.assemble import assemble
+from vlmkit.processing.processor import Processor
+from vlmkit.processing.tokenizer import Tokenizer
+from vlmkit.train.loop import STATE, train
+
+CELLS = 1600  # steps of the first part
+
+
+def main(out, resume, words):
+    run = vlmkit.compose("tiny", "runs/tiny", *words)
+    model = vlmkit.build(run, seed=run.seed)
+    tokenizer = Tokenizer.from_file(Path(run.tokenizer.from_) / "tokenizer.json")
+    processor = Processor(run, assemble(run), tokenizer)
+    resume = resume and (out / STATE).is_file()
+    if not resume:
+        tiny_tower.teach(model.tower, model.image.tiler, CELLS)
+    train(model, processor, run, out, resume)
+    print("saved", vlmkit.save(model, processor, out / "model"))
+
+
+if __name__ == "__main__":
+    given = [word for word in sys.argv[1:] if word != "--resume"]
+    main(Path(given[0]), "--resume" in sys.argv, given[1:])
