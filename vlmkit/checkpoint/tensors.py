@@ -89,7 +89,7 @@ def _shards(folder: Path) -> list[Path]:
         raise CheckpointFormatError("too many shards", where=index, setting="ckpt.max_shards",
                                     limit=limits.current().ckpt_max_shards, got=len(names))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+        if not isinstance(name, str) or Path(name).name != name or name[:1] in ("", "."):
             raise CheckpointSafetyError(f"a shard is named {name!r}; wanted a plain file name", where=index)
         if not (folder / name).is_file():
             raise CheckpointFormatError(f"shard {name} is missing", where=folder)
@@ -118,6 +118,6 @@ def _header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         raise CheckpointFormatError("too many tensors", where=file, setting="ckpt.max_tensors",
                                     limit=limits.current().ckpt_max_tensors, got=len(rows))
     for name, dtype, shape in rows:
-        if not PLAIN.fullmatch(name) or dtype not in NUMBERS or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if not PLAIN.fullmatch(name) or dtype not in NUMBERS or not all(type(n) is int and n >= 0 for n in shape):
             raise CheckpointFormatError(f"tensor {name[:80]!r} is described as {dtype!r} {shape!r}", where=file)
         yield name, dtype, shape
