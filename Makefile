@@ -32,7 +32,8 @@ define install
 	@if [ -e .venv/broken ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -rf .venv; fi
 	@test -d .venv || { mkdir .venv && touch .venv/broken && "$(PYTHON)" -m venv .venv; }
 	@touch .venv/broken
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$(1)"
+	@echo "installing $(1) into .venv; the first time it takes some minutes"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable "$(1)"
 	@rm .venv/broken
 endef
 

@@ -21,7 +21,7 @@ def presets(json: Json = False) -> None:
     if json:
         keys = ("name", "owner", "path", "shadowed", "about")
         return console.document([dict(zip(keys, row, strict=True)) for row in rows])
-    shown = [(name, owner, "shadowed by the one above" if shadowed else about.partition(". ")[0])
+    shown = [(name, owner, "shadowed by the one above" if shadowed else about.partition(". ")[0].rstrip("."))
              for name, owner, _, shadowed, about in rows]  # fmt: skip
     console.columns(shown, ("preset", "owner", "about"))
 

@@ -20,7 +20,7 @@ from .trace import Trace, sheets
 from .watch import watch
 
 POINTS = "decoder.blocks.*.attn.weights"
-SIDE = 220
+SIDE = 220  # height of a sheet
 
 
 class Look(NamedTuple):
@@ -50,8 +50,7 @@ def looks(model: VLM, processor: Any, conversation: Any, max_new_tokens: int = 1
 def draw(found: list[Look], visual: Visual, trace: Trace, slots: slice = slice(None)) -> Image.Image:
     """One row of sheets for each word; `slots` are those of this visual among all visual tokens."""
     pages = [picture(sheet) for sheet in sheets(visual.pixels, visual.layout)]
-    fits = max(1, (WIDTH - 2 * MARGIN - 150) // (SIDE + GAP))
-    pages = pages[:fits]
+    widths = [min(round(SIDE * page.width / page.height), 2 * SIDE) for page in pages]
     panel = Image.new("RGB", (WIDTH, 30 + len(found) * (SIDE + 26)), PAPER)
     pen = ImageDraw.Draw(panel)
     for line, look in enumerate(found):
@@ -61,8 +60,9 @@ def draw(found: list[Look], visual: Visual, trace: Trace, slots: slice = slice(N
         pen.text((MARGIN, y + SIDE / 2 + 16), f"{weights.sum():.0%} on it", font=font(15), fill=FAINT, anchor="lm")
         heat = _heat(weights, trace)
         top = max(float(sheet.max()) for sheet in heat)
-        for number, page in enumerate(pages):
-            panel.paste(_glow(page, heat[number] / max(top, 1e-9)), (MARGIN + 150 + number * (SIDE + GAP), y))
+        for number, page in enumerate(pages):  # what does not fit the panel is left out
+            x = MARGIN + 150 + sum(widths[:number]) + number * GAP
+            panel.paste(_glow(page, heat[number] / max(top, 1e-9), widths[number]), (x, y))
     return panel
 
 
@@ -76,10 +76,10 @@ def _heat(weights: Tensor, trace: Trace) -> list[Tensor]:
     return heat
 
 
-def _glow(page: Image.Image, heat: Tensor) -> Image.Image:
+def _glow(page: Image.Image, heat: Tensor, width: int) -> Image.Image:
     """The picture in grey, with what was looked at in colour and orange light.   heat [rows, cols], 0..1"""
-    shown = page.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    smooth = F.interpolate(heat[None, None], (SIDE, SIDE), mode="bilinear")[0, 0].clamp(0, 1).sqrt().numpy()[..., None]
+    shown = page.resize((width, SIDE), Image.Resampling.LANCZOS)
+    smooth = F.interpolate(heat[None, None], (SIDE, width), mode="bilinear")[0, 0].clamp(0, 1).numpy()[..., None]
     colour = numpy.asarray(shown).astype(numpy.float32)
     grey = colour.mean(-1, keepdims=True) * 0.35 + 150
     mixed = grey * (1 - smooth) + (colour * 0.75 + numpy.array([255, 150, 0]) * 0.25) * smooth
