@@ -130,6 +130,13 @@ def ask(skill: str, draft: Draft, times: int = 60) -> dict[str, str]:
     return {q.text.lower(): q.answer for q in asked if q}
 
 
+def test_noise_covers_the_tallest_and_widest_picture() -> None:
+    for seed in range(0, 2**15, 499):
+        width, height = ((160, 336), (336, 160), (320, 320))[seed % 3]
+        look = Look(width, height, 1, ((0, 0, 0),) * 2, "plain", (0, 0, 0), (0, 0, 0), seed, noise=3.0)
+        assert paint(look, []).size == (width, height)
+
+
 def test_a_worked_example() -> None:
     """A large red circle top left, a small blue star bottom right, a small blue circle top right."""
     draft = Draft("objects", [[Thing("circle", "red", 0.25, 0.2, 0.2), Thing("star", "blue", 0.8, 0.8, 0.1),

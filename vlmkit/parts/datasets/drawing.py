@@ -19,10 +19,10 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 # hue in degrees, saturation, value; wide enough to hold the usual named colours, with clear gaps between them
 COLOURS = {
     "red": ((-8, 6), (0.72, 1), (0.68, 1)),
-    "green": ((92, 150), (0.55, 1), (0.42, 0.9)),
+    "green": ((92, 150), (0.55, 1), (0.42, 1)),
     "blue": ((206, 240), (0.65, 1), (0.6, 1)),
     "yellow": ((50, 61), (0.7, 1), (0.86, 1)),
-    "purple": ((270, 300), (0.5, 1), (0.48, 0.85)),
+    "purple": ((270, 300), (0.5, 1), (0.48, 0.95)),
     "orange": ((21, 39), (0.82, 1), (0.92, 1)),
 }
 REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.42, "star": 1.25, "cross": 1.2}  # farthest point, in radii
@@ -102,7 +102,7 @@ def imagine(rng: Random, size: tuple[int, int], fills: list[RGB], gentle: bool =
     edge = rng.choice(((255, 255, 255), (235, 235, 235)) if light else ((0, 0, 0), (30, 30, 30), (70, 70, 70)))
     often = 0.5 if gentle else 1.0
     return Look(
-        *size, scale, ground, pattern, edge, _ink(rng, dark), rng.getrandbits(30),
+        *size, scale, ground, pattern, edge, _ink(rng, dark, ground[0]), rng.getrandbits(30),
         blur=rng.uniform(0.3, 0.5 if gentle else 0.9) if rng.random() < 0.2 * often else 0.0,
         noise=rng.uniform(2, 5 if gentle else 12) if rng.random() < 0.25 else 0.0,
         jpeg=rng.randint(75 if gentle else 40, 95) if rng.random() < 0.4 else 0,
@@ -116,7 +116,7 @@ def _ground(rng: Random, fills: list[RGB]) -> tuple[tuple[RGB, RGB], str]:
         if kind < 0.3:
             first = rng.choice(((255, 255, 255), (255, 255, 255), (240, 240, 240), (0, 0, 0), (20, 20, 24)))
         elif kind < 0.38:
-            first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.12), rng.uniform(0.35, 0.6))
+            first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.12), rng.uniform(0.3, 0.8))
         elif kind < 0.78:
             first = _rgb(rng.uniform(0, 360), rng.uniform(0, 0.28), rng.uniform(0.8, 1))
         else:
@@ -131,9 +131,12 @@ def _ground(rng: Random, fills: list[RGB]) -> tuple[tuple[RGB, RGB], str]:
     return ((255, 255, 255), (255, 255, 255)), "plain"
 
 
-def _ink(rng: Random, dark: bool) -> RGB:
+def _ink(rng: Random, dark: bool, ground: RGB) -> RGB:
     if rng.random() < 0.5:
         return (255, 255, 255) if dark else (0, 0, 0)
+    vivid = tint(rng, rng.choice(("yellow", "orange", "green") if dark else ("red", "blue", "purple")))
+    if rng.random() < 0.4 and math.dist(vivid, ground) > 150:
+        return vivid
     if dark:
         return _rgb(rng.uniform(30, 200), rng.uniform(0, 0.5), rng.uniform(0.9, 1))
     return _rgb(rng.uniform(0, 360), rng.uniform(0.2, 1), rng.uniform(0.1, 0.42))
@@ -174,7 +177,7 @@ def outline(thing: Thing, radius: float) -> list[tuple[float, float]]:
         points = [(far[i % 2] * math.sin(i * math.tau / 10), -far[i % 2] * math.cos(i * math.tau / 10))
                   for i in range(10)]
     else:
-        a, b = 1.12, 0.3 + 0.12 * thing.build
+        a, b = 1.12, 0.22 + 0.2 * thing.build
         points = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b),
                   (-b, -b)]
     cos, sin = math.cos(thing.turn) * radius, math.sin(thing.turn) * radius
@@ -248,7 +251,7 @@ def finish(picture: Image.Image, look: Look) -> Image.Image:
     if look.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(look.blur * look.short / 112))
     if look.noise:
-        y, x = look.seed % 190, look.seed // 190 % 190
+        y, x = look.seed % 170, look.seed // 170 % 170  # a picture has at most 336 pixels
         grain = _grain()[y : y + picture.height, x : x + picture.width]
         noisy = np.asarray(picture) + grain * look.noise
         picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

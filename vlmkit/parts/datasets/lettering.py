@@ -22,7 +22,7 @@ FOLDERS = {
 UNUSABLE = re.compile("emoji|symbol|dingbat|icon|math|music|keyboard|linbiolinum_k|initial|hairline|thin|extralight"
                       "|fallback|outline", re.I)
 PROBE = "agkGMQR1570"
-MOST = 120  # of the fonts found; more add start-up time, not variety
+MOST = 240  # of the fonts found; more add start-up time, not variety
 
 
 @lru_cache(1)

@@ -21,7 +21,7 @@ def picture_size(rng: Random, squarish: bool = False, least: int = 96) -> tuple[
     if squarish or kind < 0.72:
         long = round(short * rng.uniform(1, 1.15)) if rng.random() < 0.5 else short
     elif kind < 0.9:
-        long = round(short * rng.uniform(1.5, 2.1))
+        long = round(short * rng.uniform(1.15, 2.1))
     else:
         short, long = (round(side * rng.uniform(1.5, 2)) for side in (short, short * rng.uniform(1, 1.2)))
         short, long = sorted((min(short, 320), min(long, 320)))
@@ -199,7 +199,7 @@ def pair(rng: Random) -> tuple[Draft, list[Look]] | None:
 def clip(rng: Random, skill: str | None) -> tuple[Draft, list[Look], list[Thing | None]] | None:
     """One thing that moves, blinks or jumps among others that stand still; and where it is in every frame."""
     short = rng.randint(64, 112)
-    size = (short, round(short * rng.uniform(1, 1.15)))
+    size = (short, round(short * rng.uniform(1, rng.choice((1.15, 1.15, 1.4)))))
     size = size if rng.random() < 0.5 else size[::-1]
     width, height = size[0] / short, size[1] / short
     still = {"direction": 0.0, "times": 1.0}.get(skill or "", 0.45)  # share of clips that repeat something in place
@@ -243,8 +243,9 @@ def _repeat(rng: Random, mover: Thing, act: str, times: int, height: float) -> l
         runs[rng.randrange(len(runs))] += 1
     reach = mover.r * REACH[mover.shape] / height
     rise = rng.uniform(0.2, 0.4)
-    floor = rng.uniform(min(0.6, 1 - reach), 1 - reach - 0.005)
-    mover = mover._replace(y=max(floor, reach + rise + 0.005)) if act == "jump" else mover
+    if act == "jump":  # from the floor, or from anywhere
+        least, most = reach + rise + 0.005, 1 - reach - 0.005
+        mover = mover._replace(y=rng.uniform(max(least, min(rng.choice((0, 0.6)), most)), max(least, most)))
     path: list[Thing | None] = []
     for i, length in enumerate(runs):
         for step in range(length):

@@ -178,7 +178,7 @@ def ask_size(rng: Random, draft: Draft) -> Question | None:
     big, little = rng.choice(pairs)
     word, right = rng.choice((("larger", big), ("bigger", big), ("smaller", little), ("smaller", little)))
     a, b = rng.sample((big, little), 2)
-    said = {"a": full(a), "b": full(b), "larger": word}
+    said = {key: rng.choice((full(t), *names(t, draft.things))) for key, t in (("a", a), ("b", b))} | {"larger": word}
     if rng.random() < 0.35:
         return put(rng, "size", "larger", "yes" if a is right else "no", **said)
     return put(rng, "size", "larger of", full(right), **said)
@@ -247,8 +247,8 @@ def ask_pair(rng: Random, draft: Draft) -> Question | None:
         nth, things = rng.choice((("first", first), ("second", second)))
         offer("count in", str(len(things)), a=nth)
     nth, things, others = rng.choice((("first", first, second), ("second", second, first)))
-    theirs = {name for t in others for name in (t.shape, full(t))}
-    only = [name for t in things for name in names(t, things) if name in (t.shape, full(t)) and name not in theirs]
+    theirs = {name for t in others for name in (t.shape, f"{t.colour} object", full(t))}
+    only = [name for t in things for name in names(t, things) if name not in theirs]
     if only:
         offer("which picture", nth, a=rng.choice(only))
     return rng.choice(options)()

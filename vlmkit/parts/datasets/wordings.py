@@ -128,11 +128,10 @@ def put(rng: Random, skill: str, form: str, answer: str, **names: str) -> Questi
     """A question in one of its wordings."""
     given = {key: rng.choice(words) for key, words in SYNONYMS.items()} | names
     text = rng.choice(FORMS[form]).format(**given, an=article(names["a"]) if "a" in names else "")
-    style = rng.random()
-    if style < 0.35:
+    if rng.random() < 0.4:
         text = text[0].upper() + text[1:]
-    elif style < 0.5:
+    if rng.random() < 0.15:
         text = text.rstrip("?.")
     if rng.random() < 0.1 and text[-1] in "?." and skill not in ("describe", "spell"):
-        text += rng.choice(SUFFIXES[:2] if " " not in answer else SUFFIXES[2:])
+        text += rng.choice(SUFFIXES)
     return Question(skill, text, answer)
