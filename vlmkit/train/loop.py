@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
-STATE = "state.pt"
+STATE, LOG = "state.pt", "log.jsonl"
 
 
 class Steps(Dataset[Batch]):
-    """Step -> Batch. Step s always holds conversations s * size to (s + 1) * size, so resuming needs no bookkeeping."""
+    """Step -> Batch. Step s always holds conversations s * size to (s + 1) * size, so resuming needs no bookkeeping.
+
+    Data that end begin again.
+    """
 
     def __init__(self, data: Any, processor: Processor, size: int, steps: int, first: int) -> None:
         self.data, self.processor, self.size, self.steps, self.first = data, processor, size, steps, first
@@ -40,27 +44,40 @@ class Steps(Dataset[Batch]):
         if index >= len(self):
             raise IndexError(index)
         start = (self.first + index) * self.size
-        conversations = [self.data[i] for i in range(start, start + self.size)]
+        conversations = [self.data[i % len(self.data)] for i in range(start, start + self.size)]
         return self.processor(conversations, reply=False, labels=True)
 
 
-def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = False) -> VLM:
-    """Train what `run.train` names, for `run.steps` steps; progress goes to `out/log.jsonl`.
+class Done(NamedTuple):
+    """One step, looked back on: a line of the log."""
+
+    step: int
+    loss: float
+    tokens: int
+    seconds: float  # of computing; waiting for data comes on top
+
+
+def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = False,
+          told: Callable[[Done], None] = lambda done: None) -> VLM:
+    """Train what `run.train` names, for `run.steps` steps; progress goes to `out/log.jsonl` and to `told`.
 
     Raises VlmkitError when the loss is not finite, before any weight is touched by it.
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizers = _optimizers(model, run.train)
     first = _resume(out / STATE, model, optimizers) if resume else 0
-    torch.manual_seed(run.seed + first)
     _set_modes(model)
     for step, batch in enumerate(_batches(run, processor, first), start=first):
         begun = time.perf_counter()
+        torch.manual_seed(run.seed + step)  # what drop-out draws does not depend on where a run was resumed
         _set_rate(optimizers, _share(step, run.steps, run.schedule.warmup))
         value = _step(model, optimizers, batch)
-        _log(out / "log.jsonl", step, value, len(batch.ids), time.perf_counter() - begun)
+        done = Done(step, round(value, 5), len(batch.ids), round(time.perf_counter() - begun, 3))
+        with (out / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(done._asdict()) + "\n")
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
             _save(out / STATE, model, optimizers, step + 1)
+        told(done)
     return model.eval()
 
 
@@ -133,12 +150,6 @@ def _set_rate(optimizers: list[Optimizer], share: float) -> None:
         group["lr"] = group["rate"] * share
 
 
-def _log(file: Path, step: int, value: float, tokens: int, seconds: float) -> None:
-    with file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps({"step": step, "loss": round(value, 5), "tokens": tokens,
-                              "seconds": round(seconds, 3)}) + "\n")
-
-
 def _save(file: Path, model: VLM, optimizers: list[Optimizer], step: int) -> None:
     beside = file.with_suffix(".part")
     state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
@@ -151,8 +162,11 @@ def _save(file: Path, model: VLM, optimizers: list[Optimizer], step: int) -> Non
 def _resume(file: Path, model: VLM, optimizers: list[Optimizer]) -> int:
     if not file.is_file():
         raise ResumeError("there is nothing to resume", where=file, hint="start without --resume")
-    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"], strict=True)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"], strict=True)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return int(state["step"])
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ResumeError(f"is no state of this run: {error}", where=file) from None
