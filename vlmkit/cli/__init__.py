@@ -22,6 +22,7 @@ def vlmkit_commands(commands: Any) -> None:
     from .presets import presets
     from .show import show
     from .tokens import tokens
+    from .train import train
 
-    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, doctor, limits):
+    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, train, doctor, limits):
         commands.command()(command)

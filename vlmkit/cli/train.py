@@ -1,0 +1,116 @@
+"""vlmkit train PRESET [WORDS] --out DIR"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+
+import vlmkit
+from vlmkit.compose.bind import sources
+from vlmkit.compose.preset import Run
+from vlmkit.errors import ConfigDriftError, PresetError, ResumeError
+
+from . import arguments as a
+from . import console
+from .diff import changes
+
+if TYPE_CHECKING:
+    from vlmkit.train.loop import Done
+
+FREE = ("name", "about", "save_every", "workers")  # what may change between a stop and --resume
+EVERY = 10  # seconds between two plain lines
+
+
+def train(
+    words: a.Words,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume needs.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the training in this folder stopped.")] = False,
+) -> None:
+    """Train a model from the beginning, as a run describes; it is saved in the folder `model` inside DIR."""
+    run = vlmkit.compose(*words)
+    if not isinstance(run, Run):
+        raise PresetError("says nothing about training", where=f"preset {run.name}",
+                          hint=f"add a run: vlmkit train {run.name} runs/tiny --out DIR")
+    if run.tokenizer is None:
+        raise PresetError("names no tokenizer", where=f"preset {run.name}", hint="give it a section `tokenizer`")
+    with console.progress("building"):
+        from vlmkit.model.assemble import assemble
+        from vlmkit.processing.processor import Processor
+        from vlmkit.processing.tokenizer import Tokenizer
+        from vlmkit.train import loop
+
+        processor = Processor(run, assemble(run), Tokenizer.from_file(run.tokenizer.from_))
+        if not resume and (out / loop.STATE).exists():
+            raise ResumeError("a training is here already", where=out, hint="add --resume, or name another folder")
+        _record(run, out / "run.yaml", resume)
+        model = vlmkit.build(run, seed=run.seed)
+    try:
+        with _told(run.steps) as told:
+            loop.train(model, processor, run, out, resume, told)
+    except KeyboardInterrupt:
+        if (out / loop.STATE).exists():
+            console.warn(f"saves are in {out}; the same command with --resume goes on from the last one")
+        raise
+    print(vlmkit.save(model, processor, out / "model"))
+
+
+def _record(run: Run, file: Path, resume: bool) -> None:
+    """Write the whole run down; one that is resumed must be the one written there."""
+    if resume and file.is_file():
+        before, now = ({path: s.value for path, s in sources(r).items() if path not in FREE}
+                       for r in (vlmkit.compose(str(file.absolute())), run))  # fmt: skip
+        if changed := changes(before, now):
+            told = "\n".join(f"  {path}: {one!r}, now {two!r}" for path, (one, two) in changed.items())
+            raise ConfigDriftError(f"the run that is resumed was another one\n{told}", where=file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(run.dump(), sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+
+
+class Pace:
+    """How a training goes: the loss of its last steps, tokens in a second, time left."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.count, self.tokens = steps, 0, 0
+        self.begun = time.perf_counter()
+        self.losses: deque[float] = deque(maxlen=20)
+
+    def tell(self, done: Done) -> str:
+        self.count += 1
+        self.tokens += done.tokens
+        self.losses.append(done.loss)
+        spent = time.perf_counter() - self.begun
+        left = timedelta(seconds=round(spent / self.count * (self.steps - done.step - 1)))
+        return f"loss {sum(self.losses) / len(self.losses):.3f}  {self.tokens / spent:,.0f} tokens/s  {left} left"
+
+
+@contextmanager
+def _told(steps: int) -> Iterator[Callable[[Done], None]]:
+    """What is called after each step: it moves a bar on a terminal, else it prints a line now and then."""
+    pace = Pace(steps)
+    if not console.lively(sys.stderr):
+        said = [float("-inf")]
+
+        def line(done: Done) -> None:
+            text, now = pace.tell(done), time.perf_counter()
+            if now - said[0] > EVERY or done.step + 1 == steps:
+                print(f"step {done.step + 1} of {steps}  {text}", file=sys.stderr, flush=True)
+                said[0] = now
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps)
+        yield lambda done: bar.update(task, completed=done.step + 1, description=pace.tell(done))
