@@ -105,7 +105,7 @@ def compose_all(given: dict[str, Any]) -> None:
     more = list(given.get("words") or [])
     sources = [given[key] for key in ("source", "a", "b") if key in given] or more[:1]
     for source in sources:
-        vlmkit.compose(source, *filter(is_word, more))
+        vlmkit.compose(source, *(word for word in more if is_word(word) or word in vlmkit.presets()))
 
 
 def test_every_command_is_shown() -> None:
