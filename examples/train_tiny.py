@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import tiny_tower
+import torch
 
 import vlmkit
 from vlmkit.model.assemble import assemble
@@ -25,6 +26,7 @@ def main(out, resume, words):
     processor = Processor(run, assemble(run), tokenizer)
     resume = resume and (out / STATE).is_file()
     if not resume:
+        torch.manual_seed(run.seed)  # for the first weights of the lessons' head
         tiny_tower.teach(model.tower, model.image.tiler, CELLS)
     train(model, processor, run, out, resume)
     print("saved", vlmkit.save(model, processor, out / "model"))
