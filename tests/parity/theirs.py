@@ -228,9 +228,13 @@ RULES = [  # llava-family.md, 5.4
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
+    return rename(model(name).state_dict())
+
+
+def rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Their tensors under our names. What we do not build is left out: the last block of CLIP, final norms."""
     found: dict[str, torch.Tensor] = {}
-    for key, tensor in model(name).state_dict().items():
+    for key, tensor in state.items():
         for pattern, ours in RULES:
             key = re.sub(pattern, ours, key)
         found[key] = tensor[None] if key.endswith("pos_embed") else tensor

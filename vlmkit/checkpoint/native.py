@@ -52,13 +52,18 @@ def _write(model: VLM, processor: Processor, folder: Path) -> None:
     save_file(weights, folder / ONE, metadata={"format": "pt"})
     (folder / PRESET).write_text(_describe(processor.preset), "utf-8")
     processor.tokenizer.save(folder / TOKENIZER)
-    files = {file.name: digest(file) for file in sorted(folder.iterdir())}
-    lock = {"versions": _versions(processor.preset), "files": files}
-    (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
+    seal(folder, processor.preset)
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
     folder.chmod(0o755)  # mkdtemp makes it private
+
+
+def seal(folder: Path, preset: Preset) -> None:
+    """Write the lock file of a folder: what is in it, and with which versions it was made."""
+    files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != LOCK}
+    lock = {"versions": _versions(preset), "files": files}
+    (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def _describe(preset: Preset) -> str:
