@@ -48,7 +48,7 @@ def vlmkit(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(*words: str, allowed: str | None = None) -> subprocess.CompletedProcess[str]:
         env = clean | {"PYTHONPATH": path, "HOME": str(home)} | ({} if allowed is None else {"VLMKIT_PLUGINS": allowed})
         return subprocess.run([sys.executable, "-m", "vlmkit", *words], cwd=home, env=env, capture_output=True,
-                              text=True, check=False, timeout=300)  # fmt: skip
+                              text=True, check=False, timeout=600)  # fmt: skip
 
     return run
 

@@ -27,7 +27,7 @@ SHRUNK = (
 
 def made(width: int = 8, out: int = 6, seed: int = 0, **fields: int) -> qformer.QFormer:
     """A small one, every weight drawn anew: none is zero or one, so a bias or a norm that is left out shows."""
-    built = qformer.build(qformer.Config(**SMALL | fields), width=width, out=out)
+    built = qformer.build(qformer.Config.model_validate(SMALL | fields), width=width, out=out)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in built.named_parameters():
@@ -116,7 +116,7 @@ def test_a_tile_for_itself_and_its_tokens_as_a_set() -> None:
 
 def test_fresh_queries_differ() -> None:
     # alike, they would stay alike for ever: nothing else tells them apart
-    tokens = qformer.build(qformer.Config(**SMALL), width=8, out=6)(seen()).tokens
+    tokens = qformer.build(qformer.Config.model_validate(SMALL), width=8, out=6)(seen()).tokens
     assert all((one - two).abs().max() > 1e-4 for one, two in pairwise(tokens[0]))
 
 
@@ -126,7 +126,7 @@ def test_on_meta_as_on_a_device() -> None:
 
     def lengths(device: str) -> list[int]:
         with torch.device(device):
-            project = qformer.build(qformer.Config(**SMALL), width=8, out=6)
+            project = qformer.build(qformer.Config.model_validate(SMALL), width=8, out=6)
             features = Features(torch.zeros(3, 24, 8), 4, 6)
             return [len(one) for one in pack.build(pack.config(), width=8, out=6)(features, layouts, project, {})]
 
@@ -195,7 +195,7 @@ def batch(pixels: torch.Tensor) -> Batch:
 
 
 def test_a_small_model_answers() -> None:
-    model = vlmkit.build(vlmkit.compose(PRESET, *SHRUNK))
+    model: Any = vlmkit.build(vlmkit.compose(PRESET, *SHRUNK))
     noise = torch.Generator().manual_seed(0)
     one, two = (torch.randint(256, (1, 3, 56, 56), dtype=torch.uint8, generator=noise) for _ in range(2))
     logits = model.logits(model(batch(one)))
