@@ -1,4 +1,4 @@
-"""Train the model that ships with vlmkit, from nothing: python examples/train_tiny.py runs/tiny [--resume] [key=value]
+"""Train the model that ships with vlmkit, from nothing: python examples/train_tiny.py trained [--resume] [key=value]
 
 First the tower learns to see (tiny_tower.py), then the model learns to answer (presets/runs/tiny.yaml). Both draw
 their scenes from seeds; held-out scenes have other seeds. A stopped run goes on with --resume.
@@ -16,7 +16,7 @@ from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
 from vlmkit.train.loop import STATE, train
 
-CELLS = 1600  # steps of the first part
+CELLS = 3600  # steps of the first part
 
 
 def main(out, resume, words):
@@ -34,4 +34,4 @@ def main(out, resume, words):
 
 if __name__ == "__main__":
     given = [word for word in sys.argv[1:] if word != "--resume"]
-    main(Path(given[0]), "--resume" in sys.argv, given[1:])
+    main(Path(given[0] if given else "trained"), "--resume" in sys.argv, given[1:])
