@@ -64,16 +64,17 @@ def reader_of_theirs():
         tokenizer_object=small.Tokenizer.from_str(small.tokenizer(True)), pad_token="<pad>", padding_side="left")
     grids = [[336 * rows, 336 * cols] for rows, cols in theirs.GRIDS]
     return transformers.LlavaNextProcessor(
-        theirs.square(LlavaNextImageProcessorPil, 336, image_grid_pinpoints=grids), words, patch_size=14, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default")
+        theirs.square(LlavaNextImageProcessorPil, 336, image_grid_pinpoints=grids), words, patch_size=14,
+        num_additional_image_tokens=1, vision_feature_select_strategy="default")
 
 
 def main(rounds, new):
     their_model, reader = model_of_theirs(), reader_of_theirs()
     model, processor = model_of_ours(theirs.rename(their_model.state_dict()))
     pictures = [[small.picture(h, w, i) for i, (h, w) in enumerate(sizes)] for sizes, _ in QUESTIONS]
-    talks = [[{"role": "user", "content": [*({"type": "image", "image": p} for p in shown), {"type": "text", "text": q}]}]
+    parts = [[*({"type": "image", "image": p} for p in shown), {"type": "text", "text": q}]
              for shown, (_, q) in zip(pictures, QUESTIONS, strict=True)]
+    talks = [[{"role": "user", "content": content}] for content in parts]
     texts = [theirs.prompt("vicuna_v1", ("<image>\n" * len(shown) + q,))
              for shown, (_, q) in zip(pictures, QUESTIONS, strict=True)]
 
