@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import OverrideError
@@ -57,10 +57,17 @@ class Limits:
     plugin_warn_s: float = 2
     plugin_name_s: float = 10
     _tokens: list[Token[Limits | None]] = field(default_factory=list, repr=False, compare=False)
+    _said = frozenset[str]()  # the fields that were given; the others stay as they are outside
+
+    def __new__(cls, **given: float) -> Limits:
+        self = super().__new__(cls)
+        object.__setattr__(self, "_said", frozenset(given))
+        return self
 
     def __enter__(self) -> Limits:
-        self._tokens.append(_inside.set(self))
-        return self
+        inside = replace(current(), **{name: getattr(self, name) for name in self._said})
+        self._tokens.append(_inside.set(inside))
+        return inside
 
     def __exit__(self, *_: object) -> None:
         _inside.reset(self._tokens.pop())
