@@ -89,8 +89,10 @@ def test_a_bound_config_can_be_written_and_read_again() -> None:
         ({"size": 7}, ("size",), "valid string"),
         ({**transformer.EXAMPLE, "heads": 4, "kv_heads": 3}, (), "4 heads cannot share 3 kv_heads"),
         ({"width": 32, "layers": 2, "heads": 4, "ffn": 48, "context": 64}, ("vocab",), "required"),
-        ({**transformer.EXAMPLE, "width": 33}, ("head",), "required"),
+        ({**transformer.EXAMPLE, "width": 33}, (), "4 heads do not divide a width of 33; give `head`"),
         ({**transformer.EXAMPLE, "depth": 2}, ("depth",), "not permitted"),
+        ({**transformer.EXAMPLE, "layers": 10**9}, ("layers",), "less than or equal to 1024"),
+        ({**transformer.EXAMPLE, "width": 10**15}, ("width",), "less than or equal to 100000"),
         ({**transformer.EXAMPLE, "rope": {"type": "yarn"}}, ("rope", "type"), "linear"),
     ],
 )

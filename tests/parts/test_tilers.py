@@ -101,7 +101,7 @@ def test_tiles_read_row_by_row():
 
 
 @pytest.mark.parametrize("fields", [{}, {"grids": ((1, 2),), "largest": (2, 2)}, {"grids": ()}, {"grids": ((0, 1),)},
-                                    {"largest": (65, 1)}, {"largest": (10**9, 10**9)}])
+                                    {"largest": (65, 1)}, {"largest": (10**9, 10**9)}, {"largest": (0, 2)}])
 def test_refuses(fields):
     with pytest.raises(ValidationError):
         anyres.Config(**fields)

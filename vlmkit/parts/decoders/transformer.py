@@ -44,14 +44,14 @@ class Config(PartConfig):
     family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(
         "llama", description="gives the defaults of bias, norms and window"
     )
-    width: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1, description="heads of keys and values; `heads` when not given")
-    head: int = Field(ge=2, multiple_of=2, description="width of a head; width / heads when not given")
-    ffn: int = Field(ge=1, description="width inside the MLP")
-    vocab: int = Field(ge=1, description="rows of the embedding, spare ones included")
-    context: int = Field(ge=1, description="longest sequence, after stretching")
+    width: int = Field(ge=1, le=100_000)  # upper ends: a preset must not build blocks without end
+    layers: int = Field(ge=1, le=1024)
+    heads: int = Field(ge=1, le=10_000)
+    kv_heads: int = Field(ge=1, le=10_000, description="heads of keys and values; `heads` when not given")
+    head: int = Field(ge=2, le=10_000, multiple_of=2, description="width of a head; width / heads when not given")
+    ffn: int = Field(ge=1, le=1_000_000, description="width inside the MLP")
+    vocab: int = Field(ge=1, le=10_000_000, description="rows of the embedding, spare ones included")
+    context: int = Field(ge=1, le=100_000_000, description="longest sequence, after stretching")
     theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     eps: float = Field(1e-6, gt=0, description="of the RMS norms")
     window: int | None = Field(None, ge=1, description="positions a token sees, itself among them; null: all")
@@ -72,8 +72,10 @@ class Config(PartConfig):
         width, heads = merged.get("width"), merged.get("heads")
         if isinstance(heads, int) and heads > 0:
             merged.setdefault("kv_heads", heads)
-            if isinstance(width, int) and width % heads == 0:
-                merged.setdefault("head", width // heads)
+            if isinstance(width, int) and "head" not in merged:
+                if width % heads:
+                    raise ValueError(f"{heads} heads do not divide a width of {width}; give `head`, the width of one")
+                merged["head"] = width // heads
         return merged
 
     @model_validator(mode="after")

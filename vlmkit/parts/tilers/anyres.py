@@ -32,7 +32,7 @@ class Config(PartConfig):
     def _one_of_both(self) -> Config:
         if (self.grids is None) == (self.largest is None):
             raise ValueError("expected either `grids` or `largest`")
-        if any(not 1 <= n <= MOST for grid in self.choices for n in grid):
+        if any(not 1 <= n <= MOST for grid in (self.largest, *(self.grids or ())) for n in grid or ()):
             raise ValueError(f"rows and columns are 1 to {MOST}")
         return self
 
@@ -41,7 +41,7 @@ class Config(PartConfig):
         if self.grids is not None or self.largest is None:
             return self.grids or ()
         rows, cols = self.largest
-        return tuple((r, c) for r in range(1, min(rows, MOST + 1) + 1) for c in range(1, min(cols, MOST + 1) + 1))
+        return tuple((r, c) for r in range(1, rows + 1) for c in range(1, cols + 1))
 
 
 class AnyRes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ Scalar = bool | int | float | str | None
 
 # arguments of timm.create_model that read files or the network, or change what is returned
 _CLOSED = {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices"}
-_MOST = 16_384  # of any number in `options`: a preset must not build blocks without end
+_MOST = 16_384  # of any number in `options`
+_BLOCKS = 512  # of one that counts blocks: a preset must not build them without end
 _LIVE = 16  # tensors of one block's output size alive at once: residual, norm, q k v, attention, two of MLP width
 
 
@@ -32,21 +34,31 @@ class Config(PartConfig):
     layer: int | tuple[int, ...] = Field(
         -1, description="-1 is the output of the last block, 1 that of the first; of several the channels are joined")
     prefix: Literal["drop", "keep"] = Field("drop", description="class and register tokens, before the patches")
-    side: int | None = Field(None, ge=8, description="pixels along an edge of a tile, for convolutions, which take any")
+    side: int | None = Field(
+        None, ge=8, le=8192, description="pixels along an edge of a tile, for convolutions, which take any")
     options: dict[str, Scalar | list[Scalar]] = Field({}, description="more arguments of timm.create_model")
     whole: bool = Field(False, description="build the blocks behind the last one read, the final norm and the head")
     mean: Colour | None = Field(None, description="normalisation of pixels in 0..1; timm's own when left out")
     std: Colour | None = None
     activations: int = Field(1024, ge=1, description="MiB of activations at inference; more tiles go in turns")
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Colour | None) -> Colour | None:
+        if std and min(std) <= 0:
+            raise ValueError("pixels are divided by it; expected numbers above 0")
+        return std
+
     @field_validator("options")
     @classmethod
     def _only_shapes(cls, options: dict[str, Any]) -> dict[str, Any]:
         if bad := sorted(name for name in options if name in _CLOSED or name.startswith("pretrained")):
             raise ValueError(f"may not set {', '.join(bad)}: weights come from the preset's `weights`")
-        numbers = [n for value in options.values() for n in (value if isinstance(value, list) else [value])]
-        if any(isinstance(n, (int, float)) and abs(n) > _MOST for n in numbers):
-            raise ValueError(f"numbers are at most {_MOST}")
+        for name, value in options.items():
+            most = _BLOCKS if re.search("depth|layers|blocks|repeats", name) else _MOST
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+            if any(abs(n) > most for n in numbers):
+                raise ValueError(f"{name}: numbers are at most {most}")
         return options
 
 
