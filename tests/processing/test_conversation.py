@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -73,3 +74,19 @@ def test_bad_conversations_are_one_clear_error(name: str) -> None:
 def test_limits_of_text() -> None:
     with Limits(text_max_chars=3), pytest.raises(PromptError, match=r"text\.max_chars"):
         read([{"role": "user", "content": "ab"}, {"role": "user", "content": "cd"}])
+
+
+def test_base64_may_be_broken_into_lines() -> None:
+    picture = bytes(range(200))
+    lines = base64.encodebytes(picture)
+    for text in (lines, lines.decode(), lines.replace(b"\n", b"\r\n").decode(), base64.b64encode(picture).decode()):
+        assert read([{"role": "user", "content": [{"type": "image", "base64": text}]}]).media[0][1] == picture
+    for bad in ("ä", "@@@", 3, ["QQ=="], "QQ"):
+        with pytest.raises(MediaFormatError, match="base64"):
+            read([{"role": "user", "content": [{"type": "image", "base64": bad}]}])
+
+
+@pytest.mark.parametrize("kind", [["text"], None, 3, {"text": "q"}])
+def test_a_type_is_a_word(kind: Any) -> None:
+    with pytest.raises(PromptError, match=r"messages\[0\]\.content\[0\]: a part has a type"):
+        read([{"role": "user", "content": [{"type": kind, "text": "q"}]}])

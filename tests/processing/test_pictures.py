@@ -292,3 +292,23 @@ def test_black_and_interlaced_pictures_are_whole() -> None:
         else:
             with pytest.raises(MediaDecodeError):
                 open_picture(data)
+
+
+def test_an_error_names_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "words.png"
+    file.write_bytes(b"these are words")
+    with pytest.raises(MediaFormatError) as caught:
+        open_picture(file)
+    assert caught.value.where == str(file)
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    picture = look(tmp_path / "cut.jpg")  # its header is whole
+    with pytest.raises(MediaDecodeError) as caught_later:
+        picture.decode()
+    assert caught_later.value.where == str(tmp_path / "cut.jpg")
+
+
+def test_a_text_of_base64_is_no_path() -> None:
+    with pytest.raises(MediaError, match="key base64") as caught:
+        open_picture("iVBORw0KGgo" * 1000)
+    assert len(str(caught.value)) < 500

@@ -280,6 +280,13 @@ def test_bad_conversations_are_one_clear_error(onevision: Processor, name: str) 
     assert onevision("hello").lens.tolist() == [len(onevision.sample("hello").ids)]
 
 
+def test_a_bad_picture_is_counted_out(onevision: Processor) -> None:
+    for media, place in (([picture(), b"these are words"], "image 2"), ([b"RIFF", picture()], "image 1")):
+        with pytest.raises(MediaFormatError) as caught:
+            onevision(ask(*media))
+        assert caught.value.where == place
+
+
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 @pytest.mark.parametrize("special", SPECIAL["qwen"])
 def test_typed_special_strings_stay_text(onevision: Processor, role: str, special: str) -> None:

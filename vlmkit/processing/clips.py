@@ -19,7 +19,7 @@ from ..contracts import VideoSampler
 from ..errors import MediaDecodeError, MediaFormatError, MediaLimitError
 from ..limits import current
 from .containers import check_whole, demuxer
-from .files import open_file
+from .files import naming, open_file
 from .pictures import look, open_picture
 
 # packets of these codecs may hold a frame that is never shown
@@ -112,17 +112,18 @@ class Clip(Frames):
     def decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
         """(index, picture) for sorted, unique indices. Seeks; where that goes wrong, reads from the start."""
         left, started = list(wanted), time.monotonic()
-        for seek in (True, False) if self._points else (False,):
-            frames = self._walk(list(left), seek, started)
-            while left:
-                try:
-                    frame = next(frames)
-                except MediaDecodeError:
-                    break
-                yield left[0], self._picture(frame, left[0])
-                left.pop(0)
-        if left:
-            raise MediaDecodeError(f"damaged: {len(wanted) - len(left)} of {len(wanted)} frames could be read")
+        with naming(self._source):
+            for seek in (True, False) if self._points else (False,):
+                frames = self._walk(list(left), seek, started)
+                while left:
+                    try:
+                        frame = next(frames)
+                    except MediaDecodeError:
+                        break
+                    yield left[0], self._picture(frame, left[0])
+                    left.pop(0)
+            if left:
+                raise MediaDecodeError(f"damaged: {len(wanted) - len(left)} of {len(wanted)} frames could be read")
 
     def _walk(self, wanted: list[int], seek: bool, started: float) -> Iterator[Any]:
         """Decoded frames for sorted indices, skipping ahead to key frames when there is one in between."""
@@ -222,7 +223,8 @@ def probe(source: Any, fps: float = 1.0) -> Frames:
     if isinstance(source, Frames):
         return source
     if isinstance(source, str | os.PathLike | bytes | bytearray):
-        return Clip(bytes(source) if isinstance(source, bytearray) else source)
+        with naming(source):
+            return Clip(bytes(source) if isinstance(source, bytearray) else source)
     if hasattr(source, "__array__"):
         source = np.asarray(source)
         if source.ndim != 4:

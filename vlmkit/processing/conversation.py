@@ -65,6 +65,8 @@ def _turn(message: Any, where: str, media: list[tuple[Literal["image", "video"],
         if not isinstance(part, Mapping):
             raise PromptError("a part is a mapping with a type", where=place)
         kind = part.get("type")
+        if not isinstance(kind, str):
+            raise PromptError("a part has a type", where=place, hint=f"one of: text, {', '.join(KINDS)}")
         if kind in ("text", "input_text"):
             if not isinstance(part.get("text"), str):
                 raise PromptError("a text part has a text", where=place)
@@ -73,7 +75,7 @@ def _turn(message: Any, where: str, media: list[tuple[Literal["image", "video"],
             read.append(Seen(len(media), KINDS[kind]))
             media.append((KINDS[kind], _source(part, KINDS[kind], place)))
         else:
-            raise PromptError(f"no part of type {str(kind)[:40]!r}; there are: text, {', '.join(KINDS)}", where=place)
+            raise PromptError(f"no part of type {kind[:40]!r}; there are: text, {', '.join(KINDS)}", where=place)
     return Turn(role, read)
 
 
@@ -112,11 +114,14 @@ def _payload(address: str, where: str) -> str:
 def _decode(text: Any, where: str) -> bytes:
     if isinstance(text, str) and text[:5].lower() == "data:":
         text = _payload(text, where)
+    if not isinstance(text, str | bytes):
+        raise MediaFormatError(f"base64 is a text, not {type(text).__name__}", where=where)
     most = current().video_max_bytes  # the smaller limit of pictures is checked when it is opened
-    if isinstance(text, str | bytes) and len(text) > most // 3 * 4 + 4:
+    if len(text) > most // 57 * 78 + 80:  # lines of 76 characters and their end hold 57 bytes
         raise MediaLimitError("too large", where=where, limit=most, got=len(text) // 4 * 3, setting="video.max_bytes")
     try:
-        return base64.b64decode(text, validate=True)
+        plain = text.encode("ascii") if isinstance(text, str) else text
+        return base64.b64decode(plain.translate(None, b" \t\r\n"), validate=True)  # mail and shells break lines
     except (binascii.Error, ValueError, TypeError):
         raise MediaFormatError("not base64", where=where) from None
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from ..errors import MediaDecodeError, MediaError, MediaFormatError, MediaLimitError
+from ..errors import MediaDecodeError, MediaError, MediaFormatError, MediaLimitError, clean
 
 Buffer = bytes | bytearray | memoryview
+LONG = 300  # characters; a longer path is hardly one
+
+
+@contextmanager
+def naming(source: Any) -> Iterator[None]:
+    """What goes wrong inside tells of which source, if that has a name and nobody told before."""
+    try:
+        yield
+    except MediaError as error:
+        if not error.where and isinstance(source, str | os.PathLike):
+            error.where = clean(os.fspath(source))
+        raise
 
 
 def open_file(source: str | os.PathLike[str] | Buffer, most: float, setting: str) -> BinaryIO:
@@ -26,7 +40,8 @@ def open_file(source: str | os.PathLike[str] | Buffer, most: float, setting: str
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(path) from None
     except (OSError, ValueError) as error:
-        raise MediaError(f"cannot be opened: {type(error).__name__}", where=path) from None
+        hint = "text that is a picture goes under the key base64" if len(path) > LONG else ""
+        raise MediaError(f"cannot be opened: {type(error).__name__}", where=path[:LONG], hint=hint) from None
     file = os.fdopen(number, "rb")
     try:
         state = os.fstat(number)

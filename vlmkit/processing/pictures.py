@@ -14,7 +14,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from ..errors import MediaDecodeError, MediaFormatError, MediaLimitError
 from ..limits import current
-from .files import open_file
+from .files import naming, open_file
 from .png import check_rows, checked_png
 
 T = TypeVar("T")
@@ -47,8 +47,8 @@ OTHERS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%!PS": "EPS", b"%PDF": "PDF", b"
 class Picture:
     """A picture whose header is read.   height, width: of the upright picture"""
 
-    def __init__(self, image: Image.Image, data: bytes = b"") -> None:
-        self._image, self._data = image, data
+    def __init__(self, image: Image.Image, data: bytes = b"", source: Source = None) -> None:
+        self._image, self._data, self._source = image, data, source
         width, height = image.size
         check_size(height, width)
         self._turn = _turn(image)
@@ -57,13 +57,17 @@ class Picture:
 
     def decode(self) -> Image.Image:
         """Read the pixels -> upright RGB, transparency laid on white."""
+        with naming(self._source):
+            return self._decode()
+
+    def _decode(self) -> Image.Image:
         _guard(self._image.load, "the pixels are cut off or damaged")
         if isinstance(self._image, PngImagePlugin.PngImageFile) and self._data:
             check_rows(self._data, self._image)
         rgb = _guard(lambda: _flatten(self._image), "the pixels cannot be turned into colours")
         dropped = _frames(self._image, self._data) - 1
         if dropped > 0:
-            warnings.warn(f"an animated picture: only its first frame is used, {dropped} are dropped", stacklevel=3)
+            warnings.warn(f"an animated picture: only its first frame is used, {dropped} are dropped", stacklevel=4)
         return rgb if self._turn is None else rgb.transpose(self._turn)
 
 
@@ -74,8 +78,8 @@ def look(source: Source) -> Picture:
     if isinstance(source, Image.Image):
         return Picture(source)
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
-        with open_file(source, current().image_max_bytes, "image.max_bytes") as file:
-            return _parse(file.read())
+        with naming(source), open_file(source, current().image_max_bytes, "image.max_bytes") as file:
+            return _parse(file.read(), source)
     if hasattr(source, "__array__"):
         return Picture(_from_array(np.asarray(source)))
     raise MediaFormatError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
@@ -105,7 +109,7 @@ def check_size(height: int, width: int) -> None:
                               got=max(height, width) // min(height, width), setting="image.max_aspect")
 
 
-def _parse(data: bytes) -> Picture:
+def _parse(data: bytes, source: Source) -> Picture:
     """Bytes -> Picture, by what they are and not by what they are called."""
     found = next((f for f in FORMATS if data.startswith(f.start)), None)
     if found is None or (found.name == "WebP" and data[8:12] != b"WEBP"):
@@ -116,7 +120,7 @@ def _parse(data: bytes) -> Picture:
     if found.name == "WebP":
         _check_webp(data)  # its decoder takes memory for the canvas at once
     image = _guard(lambda: found.plugin(io.BytesIO(data)), f"the {found.name} header is damaged")
-    picture = Picture(image, data)
+    picture = Picture(image, data, source)
     if found.name == "JPEG":
         _check_scans(data, picture)
     return picture

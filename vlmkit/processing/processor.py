@@ -15,6 +15,7 @@ from ..types import IGNORED, Batch, Layout, Sample, Seen, Turn, Visual
 from . import conversation
 from .batch import lay
 from .clips import Frames, probe
+from .files import naming
 from .pictures import Picture, look
 from .tokenizer import Prompt, Tokenizer
 
@@ -81,16 +82,17 @@ class Processor:
             stream = getattr(self.skeleton, kind, None)
             if stream is None:
                 raise PresetError(f"{self.preset.name} has no {kind} stream", where=kind)
-            if kind == "image":
-                picture = look(source)
-                layout = stream.tiler.plan(picture.height, picture.width, alone)
-                entry = Planned(picture, layout, [], count(self.skeleton, layout))
-                pixels += picture.height * picture.width
-            else:
-                clip = probe(source)
-                wanted = clip.choose(stream.sampler)
-                layout = Layout("video", clip.height, clip.width, frames=len(wanted))
-                entry = Planned(clip, layout, wanted, count(self.skeleton, layout))
+            with naming(f"{kind} {len(planned) + 1}"):
+                if kind == "image":
+                    picture = look(source)
+                    layout = stream.tiler.plan(picture.height, picture.width, alone)
+                    entry = Planned(picture, layout, [], count(self.skeleton, layout))
+                    pixels += picture.height * picture.width
+                else:
+                    clip = probe(source)
+                    wanted = clip.choose(stream.sampler)
+                    layout = Layout("video", clip.height, clip.width, frames=len(wanted))
+                    entry = Planned(clip, layout, wanted, count(self.skeleton, layout))
             planned.append(entry)
         if pixels > (most := current().media_max_total_pixels):
             raise MediaLimitError("the pictures are too large together", limit=most, got=pixels,
@@ -152,7 +154,10 @@ class Processor:
             else:
                 ids.append(id)
                 learned.append(id if prompt.learned[at] else IGNORED)
-        visuals = [self._cut(planned[s.index]) for s in prompt.seen]
+        visuals = []
+        for visual in prompt.seen:
+            with naming(f"{visual.kind} {visual.index + 1}"):
+                visuals.append(self._cut(planned[visual.index]))
         return Sample(ids, slots, visuals, learned if labels else None)
 
     def _cut(self, planned: Planned) -> Visual:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import MediaError
 from ..model.rehearse import count
 from ..model.vlm import VLM
+from ..processing.files import open_file
 from ..processing.media import look, probe
 from ..types import Layout
 
@@ -33,11 +35,7 @@ def plan(model: VLM, path: Path, alone: bool = True) -> Planned:
 
 def is_clip(path: Path) -> bool:
     """By its first bytes: MP4 and MOV, Matroska and WebM, AVI."""
-    if not path.is_file():
-        error = MediaError("there is no such file", where=path)
-        error.exit = 2
-        raise error
-    with path.open("rb") as file:
+    with open_file(path, math.inf, "") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:] == b"AVI ")
 
