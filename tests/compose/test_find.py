@@ -101,3 +101,17 @@ def test_no_such_name(name: str) -> None:
 def test_the_nearest_names_are_offered() -> None:
     with pytest.raises(PresetError, match=r"did you mean llava-1.5-7b"):
         find("lava-1.5-7b")
+
+
+def test_nobody_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home folder, as in many containers, and a `~` that means nobody."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", _nobody)
+    assert "tiny" in presets()
+    for name in ("~/mine.yaml", "~nobody-at-all/mine.yaml", "~"):
+        with pytest.raises(PresetError, match="no such preset file"):
+            find(name)
+
+
+def _nobody(_: int) -> None:
+    raise KeyError("no such user")

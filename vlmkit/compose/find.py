@@ -31,7 +31,7 @@ class Found(NamedTuple):
 def folders() -> list[tuple[str, Path]]:
     """Where presets live, with their owners, in lookup order."""
     given = [Path(text) for text in os.environ.get("VLMKIT_PRESETS", "").split(os.pathsep) if text]
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "vlmkit" / "presets"
+    home = Path(os.path.expanduser(os.environ.get("XDG_CONFIG_HOME") or "~/.config"), "vlmkit", "presets")
     return [("VLMKIT_PRESETS", folder) for folder in given] + [("user", home)] + installed()
 
 
@@ -44,7 +44,7 @@ def installed() -> list[tuple[str, Path]]:
 def find(name: str) -> Found:
     """The file a name means, or a `PresetError` with the nearest names."""
     if name.startswith(("/", "./", "../", "~")) or name.endswith((".yaml", ".yml")):
-        return _file(Path(name).expanduser())
+        return _file(Path(os.path.expanduser(name)))  # Path's own fails for those who have no home
     for owner, folder in folders():
         if found := within(folder, name, owner):
             return found
@@ -102,6 +102,7 @@ def _file(path: Path) -> Found:
     if not _is_file(path):
         path, given = path / WHOLE, path
         if not _is_file(path):
-            raise PresetError("there is no such preset file", where=str(given)[:300], hint="a pipe or a device is none")
+            hint = "a preset is a regular file" if os.path.exists(given) else f"the current folder is {Path.cwd()}"
+            raise PresetError("there is no such preset file", where=str(given)[:300], hint=hint)
     name = path.absolute().parent.name if path.name == WHOLE else path.stem
     return Found(name, path, path.parent, "file")
