@@ -253,7 +253,8 @@ def test_a_prompt_takes_its_media_along(model: Speaker, reader: Reader) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "text"),
-    [({"max_new_tokens": 0}, "max_new_tokens"), ({"stop": ""}, "stop"), ({"top_p": 0.0}, "top_p")],
+    [({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": "9"}, "max_new_tokens"), ({"stop": ""}, "stop"),
+     ({"stop": 5}, "stop"), ({"stop": [5]}, "stop"), ({"top_p": 0.0}, "top_p")],
 )
 def test_a_wrong_wish_is_named(model: Speaker, reader: Reader, wrong: dict[str, Any], text: str) -> None:
     for ask in (generate, stream):

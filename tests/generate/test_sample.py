@@ -97,7 +97,8 @@ def test_no_seed_follows_torch() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1},
-     {"repetition_penalty": 0.0}, {"seed": -1}],
+     {"repetition_penalty": 0.0}, {"seed": -1}, {"temperature": "warm"}, {"temperature": float("inf")},
+     {"top_p": None}, {"top_k": 1.5}, {"seed": "x"}, {"seed": 0.5}, {"repetition_penalty": True}],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_number_is_named(wrong: dict[str, Any]) -> None:

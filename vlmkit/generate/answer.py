@@ -22,7 +22,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     seed: int | None = None,
     details: bool = False,
@@ -58,7 +58,7 @@ def stream(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     ignore_eos: bool = False,
     seed: int | None = None,
 ) -> Iterator[str]:
@@ -107,5 +107,7 @@ def _list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if not isinstance(stop, str | list | tuple | None):
+        raise PromptError("expected a text or a list of them", where="stop")
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())

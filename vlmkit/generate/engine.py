@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ContextLengthError, PromptError
 from ..types import Batch, Generation, KVCache, Visual
-from .sample import Sampling, choose
+from .sample import Sampling, choose, number
 from .text import Writer
 
 ROOM = 256  # positions a cache grows by at least, so that it is seldom copied
@@ -59,10 +59,9 @@ class Options(NamedTuple):
     def check(self) -> Options:
         """The same, or an error that names the field."""
         self.sampling.check()
-        if self.max_new_tokens < 1:
-            raise PromptError(f"expected at least 1, got {self.max_new_tokens}", where="max_new_tokens")
-        if not all(self.stop):
-            raise PromptError("an empty string stops everything", where="stop")
+        number(self.max_new_tokens, "max_new_tokens", lambda x: x >= 1, "a whole number of at least 1", whole=True)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise PromptError("expected texts; an empty one would stop everything", where="stop")
         return self
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from math import inf
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,22 +24,24 @@ class Sampling(NamedTuple):
 
     def check(self) -> Sampling:
         """The same, or an error that names the field."""
-        wanted = {
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "at least 0"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "seed": (self.seed is None or 0 <= self.seed < 2**63, "at least 0 and below 2**63"),
-        }
-        for name, (good, text) in wanted.items():
-            if not good:
-                raise PromptError(f"expected a number {text}, got {getattr(self, name)}", where=name)
+        number(self.temperature, "temperature", lambda x: 0 <= x < inf, "a number of at least 0")
+        number(self.top_p, "top_p", lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+        number(self.top_k, "top_k", lambda x: x >= 0, "a whole number of at least 0", whole=True)
+        number(self.repetition_penalty, "repetition_penalty", lambda x: 0 < x < inf, "a number above 0")
+        if self.seed is not None:
+            number(self.seed, "seed", lambda x: 0 <= x < 2**63, "a whole number from 0 to 2**63 - 1", whole=True)
         return self
 
     def generator(self) -> torch.Generator:
         """The request's own, on the host: what others draw beside it never changes its answer."""
         seed = self.seed if self.seed is not None else int(torch.randint(2**62, ()))
-        return torch.Generator("cpu").manual_seed(seed)
+        return torch.Generator("cpu").manual_seed(int(seed))
+
+
+def number(value: Any, name: str, holds: Callable[[Any], bool], wanted: str, whole: bool = False) -> None:
+    """Refuse what is no number, or not one that `holds`; numpy's are welcome."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not holds(value):
+        raise PromptError(f"expected {wanted}, got {str(value)[:80]!r}", where=name)
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
