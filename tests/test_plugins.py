@@ -129,7 +129,7 @@ def test_two_owners_of_a_name_are_both_named(install: Callable[..., None], monke
     install("vk_left", name="twice")
     install("vk_right", name="twice")
     manager = plugins.make_manager()
-    with pytest.raises(PluginConflictError, match="vk_left and vk_right"):
+    with pytest.raises(PluginConflictError, match=r"vk_left \(vk-left 1\.2\) and vk_right \(vk-right 1\.2\)"):
         registry.find("projector", "twice", manager)
     assert registry.find("projector", "mlp", manager)
     both = [entry.plugin for entry in registry.entries("projector", manager) if entry.name == "twice"]

@@ -105,7 +105,8 @@ def find(kind: str, name: str, manager: Manager | None = None) -> Entry:
     """The part of that name. Two owners are refused, and a missing one comes with what there is."""
     found = [entry for entry in entries(kind, manager) if entry.name == name]
     if len(found) > 1:
-        owners = " and ".join(entry.plugin for entry in found)
+        packages = (manager or plugins.default()).packages
+        owners = " and ".join(f"{entry.plugin} ({packages.get(entry.plugin, 'this process')})" for entry in found)
         raise PluginConflictError(f"two plugins offer a {kind} named {name!r}: {owners}",
                                   hint="uninstall one, or set VLMKIT_PLUGINS to those that should load")  # fmt: skip
     if not found:

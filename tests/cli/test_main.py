@@ -14,7 +14,7 @@ import pytest
 from vlmkit import limits
 from vlmkit.cli.main import hoist, main, make_app
 from vlmkit.hookspecs import hookimpl
-from vlmkit.plugins import make_manager
+from vlmkit.plugins import Broken, make_manager
 
 BROKEN = "projector: {use: mlp, depth: two}\nextends: tiny\n"
 
@@ -119,6 +119,15 @@ def test_a_plugin_brings_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         app(args=["greet", "ada"])
     assert end.value.code == 0
     assert capsys.readouterr().out == "hello ada\n"
+
+
+def test_strict_plugins_end_any_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = make_manager(entry_points=False, plugins=[object()])
+    broken.broken.append(Broken("half", "half 1.0", "no such device"))
+    monkeypatch.setattr("vlmkit.cli.main.default", lambda: broken)
+    assert main(["limits"]) == 0
+    assert main(["limits", "--strict-plugins"]) == 7
+    assert "plugin half (half 1.0) cannot be loaded: no such device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("plugin", "why"), [(Faulty(), "no more"), (Thief(), "a command of that name already: show")])

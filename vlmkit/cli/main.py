@@ -59,14 +59,15 @@ def make_app(manager: Manager) -> typer.Typer:
 
 
 def hoist(words: list[str]) -> list[str]:
-    """`--limit` may stand anywhere: it is moved to the front, where the application reads it."""
+    """Options of every command may stand anywhere: they are moved to the front, where the application reads them."""
     end = words.index("--") if "--" in words else len(words)
     front: list[str] = []
     rest: list[str] = []
     i = 0
     while i < end:
         pair = 2 if words[i] == "--limit" else 1
-        (front if words[i].partition("=")[0] == "--limit" else rest).extend(words[i : i + pair])
+        ours = words[i].partition("=")[0] in ("--limit", "--strict-plugins")
+        (front if ours else rest).extend(words[i : i + pair])
         i += pair
     return [*front, *rest, *words[max(i, end) :]]
 
@@ -105,12 +106,17 @@ def _options(
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Raise or lower a limit; `vlmkit limits` lists them."),
     ] = None,
+    strict_plugins: Annotated[
+        bool, typer.Option("--strict-plugins", help="A plugin that cannot be loaded is an error.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     for word in limit or []:
         set_word(word)
+    if strict_plugins:
+        default().insist()
 
 
 def _sorry(message: str, status: int) -> int:
