@@ -1,4 +1,4 @@
-"""Teach the tower of `tiny` to see before it is asked: each of its cells names the shape, colour and letters in it.
+"""Teach the tower of `tiny` to see before it is asked: each cell names the shape, colour and letters in it, and its place.
 
 A question gives one word of feedback for a whole picture; here each 16 pixels of each tile give some. Called by
 train_tiny.py, before the model learns to answer.
@@ -17,7 +17,7 @@ from vlmkit.parts.datasets.drawing import COLOURS, SHAPES, paint
 from vlmkit.parts.tilers.anyres import fitted
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-SIDE, CELL = 64, 16  # pixels of a tile and of one of its tokens
+SIDE, CELL, CELLS = 64, 16, 16  # pixels of a tile and of one of its cells; how many of those a tile has
 NOTHING, HALVES = 0, 2 * len(LETTERS)
 
 
@@ -25,20 +25,21 @@ def draw(seed, tiler):
     """One scene -> tiles uint8 [tiles, 3, 64, 64], things int64 [tiles, 16, 2], letters bool [tiles, 16, 72]"""
     rng, planned = Random(f"{seed} cells"), None
     while planned is None:
-        planned = plans.texts(rng, None) if rng.random() < 0.6 else plans.objects(rng, None)
+        skill = rng.choice((None, "digits", "small_text"))  # numbers are the shortest texts, so more of them
+        planned = plans.texts(rng, skill) if rng.random() < 0.65 else plans.objects(rng, None)
     draft, (look,) = planned
     picture = paint(look, draft.things, draft.texts)
     layout = tiler.plan(look.height, look.width, True)
     tiles = tiler.cut(picture, layout)
     high, wide = layout.rows * SIDE, layout.cols * SIDE
     new = fitted(look.height, look.width, high, wide)
-    things = torch.zeros(len(tiles), 16, 2, dtype=torch.int64)
-    letters = torch.zeros(len(tiles), 16, HALVES, dtype=torch.bool)
+    things = torch.zeros(len(tiles), CELLS, 2, dtype=torch.int64)
+    letters = torch.zeros(len(tiles), CELLS, HALVES, dtype=torch.bool)
     views = [(0, 0, SIDE / look.width, SIDE / look.height, 0.0, 0.0)]  # first cell, pixels a pixel, offset
     views += [(r * 4, c * 4, new[1] / look.width, new[0] / look.height, (wide - new[1]) // 2, (high - new[0]) // 2)
               for r in range(layout.rows) for c in range(layout.cols)]
     for tile, (top, left, across, down, x0, y0) in enumerate(views):
-        for cell in range(16):
+        for cell in range(CELLS):
             x = ((left + cell % 4 + 0.5) * CELL - x0) / across
             y = ((top + cell // 4 + 0.5) * CELL - y0) / down
             box = CELL / 2 / across, CELL / 2 / down
@@ -90,7 +91,8 @@ class Scenes(Dataset):
 
 def teach(tower, tiler, steps, size=16, rate=3e-3, say=print):
     """Train the tower and a throw-away head; the head is not kept."""
-    head = nn.Linear(tower.width, 1 + len(SHAPES) + 1 + len(COLOURS) + HALVES)
+    parts = (1 + len(SHAPES), 1 + len(COLOURS), CELLS, HALVES)
+    head = nn.Linear(tower.width, sum(parts))
     learned = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
@@ -98,12 +100,13 @@ def teach(tower, tiler, steps, size=16, rate=3e-3, say=print):
     for step, batch in enumerate(DataLoader(Scenes(tiler, size, steps), batch_size=None, num_workers=1,
                                             prefetch_factor=6)):
         tiles, things, letters = batch
-        shape, colour, letter = head(tower(tiles).tokens).split((1 + len(SHAPES), 1 + len(COLOURS), HALVES), -1)
+        shape, colour, place, letter = head(tower(tiles).tokens).split(parts, -1)
         shapes, colours = (F.cross_entropy(said.flatten(0, 1), true.flatten(), weight=torch.tensor([0.3] + [1.0] * n))
                            for said, true, n in ((shape, things[..., 0], len(SHAPES)),
                                                  (colour, things[..., 1], len(COLOURS))))
         reading = F.binary_cross_entropy_with_logits(letter, letters.float(), reduction="sum") / letters.sum().clamp(1)
-        (shapes + colours + reading).backward()
+        places = F.cross_entropy(place.flatten(0, 1), torch.arange(CELLS).repeat(len(tiles)))
+        (shapes + colours + reading + 0.3 * places).backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()

@@ -80,6 +80,7 @@ class Preset(Section):
 
 class Schedule(Section):
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    decay: float = Field(1.0, gt=0, le=1, description="share of the steps, the last ones, in which it falls to nothing")
 
 
 class Run(Preset):

@@ -21,7 +21,7 @@ from .loss import loss
 from .muon import Muon
 
 if TYPE_CHECKING:
-    from ..compose.preset import Run
+    from ..compose.preset import Run, Schedule
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
@@ -70,7 +70,7 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
     for step, batch in enumerate(_batches(run, processor, first), start=first):
         begun = time.perf_counter()
         torch.manual_seed(run.seed + step)  # what drop-out draws does not depend on where a run was resumed
-        _set_rate(optimizers, _share(step, run.steps, run.schedule.warmup))
+        _set_rate(optimizers, _share(step, run.steps, run.schedule))
         value = _step(model, optimizers, batch)
         done = Done(step, round(value, 5), len(batch.ids), round(time.perf_counter() - begun, 3))
         with (out / LOG).open("a", encoding="utf-8") as log:
@@ -137,12 +137,13 @@ def _batches(run: Run, processor: Processor, first: int) -> Iterator[Batch]:
                            multiprocessing_context="fork" if workers else None))
 
 
-def _share(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then a cosine down to nothing.   share of the full learning rate"""
-    rise = max(1, round(warmup * steps))
+def _share(step: int, steps: int, schedule: Schedule) -> float:
+    """Linear warm-up, the full rate, then a cosine down to nothing.   share of the full learning rate"""
+    rise = max(1, round(schedule.warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    fall = max(rise, steps - round(schedule.decay * steps))
+    return 0.5 * (1 + math.cos(math.pi * max(0, step - fall) / max(1, steps - fall)))
 
 
 def _set_rate(optimizers: list[Optimizer], share: float) -> None:
