@@ -1,4 +1,4 @@
-"""Teach the tower of `tiny` to see before it is asked: each cell names the shape, colour and letters in it, and its place.
+"""Teach the tower of `tiny` to see before it is asked: each cell names its place, and the shape, colour, letters in it.
 
 A question gives one word of feedback for a whole picture; here each 16 pixels of each tile give some. Called by
 train_tiny.py, before the model learns to answer.
