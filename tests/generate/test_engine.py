@@ -263,6 +263,10 @@ def test_a_wrong_wish_is_named(model: Speaker, reader: Reader, wrong: dict[str, 
     assert not reader.asked  # before anything is read
     with pytest.raises(PromptError, match="one conversation"):
         stream(model, reader, MANY)
+    with pytest.raises(PromptError, match="rows"):
+        generate(model, reader, MANY, rows=0)
+    with pytest.raises(TypeError, match="temprature"):
+        generate(model, reader, MANY, temprature=0.5)  # type: ignore[call-arg]
 
 
 def test_an_empty_prompt_is_refused(model: Speaker, reader: Reader) -> None:

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ..errors import PromptError
 from .engine import Engine, Model, Options, Processor, Request
-from .sample import Sampling
+from .sample import Sampling, number
 
 
-def generate(
-    model: Model,
-    processor: Processor,
-    conversations: Any,
-    images: Any = None,
-    videos: Any = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] | None = (),
-    ignore_eos: bool = False,
-    seed: int | None = None,
-    details: bool = False,
-    rows: int = 8,
-) -> Any:
+class Wishes(TypedDict, total=False):
+    """How to answer; `generate` and `stream` take these by name, and defaults are those of Options and Sampling."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: str | Sequence[str] | None
+    ignore_eos: bool
+    seed: int | None
+
+
+def generate(model: Model, processor: Processor, conversations: Any, images: Any = None, videos: Any = None, *,
+             details: bool = False, rows: int = 8, **wishes: Unpack[Wishes]) -> Any:
     """Answer a prompt, a conversation, or a list of them.
 
     A text, with its `images` and `videos`, or one conversation gives one answer; a list gives a list. An
     answer is a `str`, with `details` a `Generation`. Each conversation draws from its own generator seeded
     with `seed`, so it gets the answer that it would get alone. `rows` is how many run side by side.
+
+    max_new_tokens      the longest answer; 256
+    temperature         0, the default, takes the best token; more is more varied
+    top_p, top_k        draw from the best tokens that sum to top_p, from the top_k best; 1 and 0 are all
+    repetition_penalty  above 1: less of what was said
+    stop                a text, or several, that the answer ends before
+    ignore_eos          go on behind the model's own end of an answer
+    seed                makes drawing repeatable
     """
     several, alone = _several(conversations, images, videos)
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(max_new_tokens, sampling, _stops(stop), ignore_eos).check()
+    options = _options(wishes)
+    number(rows, "rows", lambda x: x >= 1, "a whole number of at least 1", whole=True)
     engine = Engine(model, processor, rows=max(1, min(rows, len(several))))
     waiting, requests = deque(several), list[Request]()
     while waiting or engine.running:
@@ -47,30 +53,15 @@ def generate(
     return answers[0] if alone else answers
 
 
-def stream(
-    model: Model,
-    processor: Processor,
-    conversation: Any,
-    images: Any = None,
-    videos: Any = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] | None = (),
-    ignore_eos: bool = False,
-    seed: int | None = None,
-) -> Iterator[str]:
+def stream(model: Model, processor: Processor, conversation: Any, images: Any = None, videos: Any = None,
+           **wishes: Unpack[Wishes]) -> Iterator[str]:
     """The answer to one conversation, piece by piece; the pieces joined are what `generate` returns."""
     several, alone = _several(conversation, images, videos)
     if not alone:
         raise PromptError("stream answers one conversation; use generate for a list of them")
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(max_new_tokens, sampling, _stops(stop), ignore_eos).check()
+    options = _options(wishes)
     engine = Engine(model, processor, rows=1)
-    request = engine.admit(processor(several), options)
-    return _pieces(engine, request)
+    return _pieces(engine, engine.admit(processor(several), options))
 
 
 def _pieces(engine: Engine, request: Request) -> Iterator[str]:
@@ -105,6 +96,13 @@ def _list(given: Any) -> list[Any]:
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _options(wishes: Wishes) -> Options:
+    """The same in the engine's terms, checked."""
+    given: dict[str, Any] = {**wishes, "stop": _stops(wishes.get("stop"))}
+    sampling = Sampling(**{name: given.pop(name) for name in Sampling._fields if name in given})
+    return Options(sampling=sampling, **given).check()
 
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
