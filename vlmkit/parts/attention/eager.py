@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vlmkit.contracts import PartConfig
 from vlmkit.types import KVCache
 
-from .rows import places, visible, write
+from .rows import place, visible
 
 
 class Config(PartConfig):
@@ -22,19 +22,10 @@ class Eager(nn.Module):
         super().__init__()
         self.weights = nn.Identity()  # each sequence's weights pass here: [heads, its tokens, keys]
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lens: Tensor,
-        cache: KVCache | None = None,
-        window: int | None = None,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None,
+                window: int | None = None) -> Tensor:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
-        sequences = places(lens, cache)
-        if cache is not None:
-            write(cache, k, v, sequences)
+        sequences = place(k, v, lens, cache)
         seen = []
         for s in sequences:
             new = slice(s.start, s.start + s.length)

@@ -24,8 +24,19 @@ class Place(NamedTuple):
         return self.past + self.length
 
 
-def places(lens: Tensor, cache: KVCache | None) -> list[Place]:
-    """The sequences that have tokens in this call, in order."""
+def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> list[Place]:
+    """The sequences that have tokens in this call, in order; a cache gets their keys and values.
+
+    k, v [total, kv_heads, head]   lens [sequences]
+    """
+    sequences = _places(lens, cache)
+    if cache is not None:
+        _write(cache, k, v, sequences)
+    return sequences
+
+
+def _places(lens: Tensor, cache: KVCache | None) -> list[Place]:
+    """Where the sequences lie that have tokens in this call.   lens [sequences]"""
     counts = lens.tolist()
     past = cache.lens.tolist() if cache is not None else [0] * len(counts)
     found, start = [], 0
@@ -36,7 +47,7 @@ def places(lens: Tensor, cache: KVCache | None) -> list[Place]:
     return found
 
 
-def write(cache: KVCache, k: Tensor, v: Tensor, sequences: list[Place]) -> None:
+def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: list[Place]) -> None:
     """Put new keys and values behind what each cache row holds.   k, v [total, kv_heads, head]"""
     rows, positions = _targets(tuple(sequences), cache.k.device)
     cache.k[rows, positions] = k

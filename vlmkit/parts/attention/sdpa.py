@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vlmkit.contracts import PartConfig
 from vlmkit.types import KVCache
 
-from .rows import Place, places, visible, write
+from .rows import Place, place, visible
 
 
 class Config(PartConfig):
@@ -21,19 +21,10 @@ class Config(PartConfig):
 class Sdpa:
     """Sequences of equal length in one call, single new tokens in one call, everything else one by one."""
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lens: Tensor,
-        cache: KVCache | None = None,
-        window: int | None = None,
-    ) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None,
+                 window: int | None = None) -> Tensor:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
-        sequences = places(lens, cache)
-        if cache is not None:
-            write(cache, k, v, sequences)
+        sequences = place(k, v, lens, cache)
         if not sequences:
             return torch.zeros_like(q)
         if cache is None or not any(s.past for s in sequences):
@@ -97,9 +88,7 @@ def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | 
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
-def _view(
-    sequences: tuple[Place, ...], window: int | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
+def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Rows counted from the first [sequences], and which keys each of them sees: bool [rows, 1, 1, keys]"""
     first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
     with torch.inference_mode(False):
