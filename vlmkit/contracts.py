@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from .types import Features, KVCache, Layout, Learned, Rule, Said, Seen, Turn
+from .types import Described, Features, KVCache, Layout, Learned, Rule, Said, Seen, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -158,18 +158,25 @@ class VideoSampler(Protocol):
 
 
 class CheckpointFormat(Protocol):
-    """build(config)"""
+    """build(config).   A layout of somebody else's: what its files say, and its tensor names beside ours."""
 
-    def recognise(self, folder: Path) -> str | None:
-        """The preset this folder is, when it can tell."""
+    def recognise(self, folder: Path) -> bool:
+        """Whether a folder is in this layout; looks at file names and configurations, never at weights."""
         ...
 
-    def rules(self, preset: Preset) -> list[Rule]:
-        """Their names <-> ours."""
+    def describe(self, folder: Path) -> Described:
+        """The folder's own files as sections of a preset."""
+        ...
+
+    def rules(self, preset: Preset, names: Collection[str]) -> list[Rule]:
+        """Their names <-> ours, first match wins. `names` are the stored ones; there are none when exporting."""
         ...
 
     def dress(self, folder: Path, preset: Preset) -> None:
-        """Write the files that make an export at home there."""
+        """Write the files beside the weights that make an export at home there.
+
+        Raises PresetError that names the part which has no home in this layout.
+        """
         ...
 
 

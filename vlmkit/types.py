@@ -138,6 +138,20 @@ class Turn(NamedTuple):
     content: Sequence[str | Seen]
 
 
+class Described(NamedTuple):
+    """What a folder of weights says about itself: the sections of a preset.
+
+    base    the shipped preset it is nearest to, whose sections stand where the folder says nothing; "" for a bare
+            part, which fills only its own section
+    layers  (file, sections it decides), later ones over earlier ones
+    notes   stored values that are known to be wrong, and what was done about them
+    """
+
+    base: str
+    layers: tuple[tuple[str, dict[str, Any]], ...]
+    notes: tuple[str, ...] = ()
+
+
 class Rule(NamedTuple):
     """Their tensor name <-> our tensor name; `{i}` is a number, `{p}` the rest. Ours is None: known and not kept.
 

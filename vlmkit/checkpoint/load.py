@@ -1,22 +1,23 @@
-"""A name, a folder or a preset -> a model and its processor."""
+"""A name, a folder, a hub id or a preset -> a model and its processor; compared on paper before memory is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
-from ..compose.bind import compose
-from ..compose.find import presets
 from ..compose.preset import Preset
-from ..errors import CheckpointMismatchError, WeightsError
-from ..model.assemble import assemble
+from ..errors import WeightsError
+from ..model.assemble import assemble, section
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import native
-from .tensors import Stored, headers, read
+from .keys import Piece, join
+from .paper import Origin, Paper, home, paper
+from .tensors import read
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -25,35 +26,31 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtype: torch.dtype | None = None,
-         attention: str = "auto", verify: bool = True) -> tuple[VLM, Processor]:
+         attention: str = "auto", verify: bool = True, seed: int = 0) -> tuple[VLM, Processor]:
     """A model with its weights, and the processor that feeds it.
 
-    source   a preset's name, a checkpoint folder, or a composed preset
+    source   a preset's name, a checkpoint folder in any known layout, a hub id `org/name[@revision]`, or a preset
     dtype    None: what the checkpoint stores
-    verify   compare each file with the SHA-256 of the lock file first
+    verify   compare each file of a folder that vlmkit wrote with the SHA-256 of its lock file first
+    seed     draws the sections that no checkpoint fills, where the preset's `weights` say `into`
     """
-    preset = _compose(source, overrides)
-    folder = _home(preset)
-    if verify:
-        native.verify(folder)
-    skeleton = assemble(preset)
-    stored = headers(folder)
-    _compare(skeleton, stored, folder)
-    dtype = dtype or _stored_dtype(stored)
-    model = assemble(preset, attention)
-    fill(model, read(stored), device, dtype)
-    processor = Processor(preset, skeleton, Tokenizer.from_file(folder / native.TOKENIZER))
+    plan = paper(source, *overrides, verify=verify)
+    if plan.preset.tokenizer is None:
+        raise WeightsError("the preset names no tokenizer", where=f"preset {plan.preset.name}", hint="add `tokenizer`")
+    words = Tokenizer.from_file(home(plan.preset.tokenizer.from_) / native.TOKENIZER)
+    processor = Processor(plan.preset, plan.skeleton, words)
+    model = assemble(plan.preset, attention)
+    fill(model, plan, device, dtype or stored_dtype(plan), seed)
     return model.eval(), processor
 
 
-def fill(model: VLM, tensors: Iterable[tuple[str, torch.Tensor]], device: Any, dtype: torch.dtype) -> None:
-    """Put tensors in the place of a meta model's; afterwards nothing is on meta.
-
-    Each is copied out of its file: there, numbers lie unaligned and round otherwise, and a file that is cut while
-    the model lives would end the process.
-    """
-    ready = {name: t.to(device, dtype if t.is_floating_point() else None, copy=True) for name, t in tensors}
-    model.load_state_dict(ready, assign=True, strict=True)
+def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int) -> None:
+    """Put tensors in the place of a meta model's, file by file; afterwards nothing is on meta."""
+    for name in plan.random:
+        _draw(model, plan.preset, name, device, dtype, seed)
+    for origin in plan.origins:
+        for name, tensor in _joined(origin, model):
+            put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
     for part in model.modules():
         compute = getattr(part, "materialize", None)
         if callable(compute):  # what no checkpoint holds, such as rotary tables
@@ -63,55 +60,54 @@ def fill(model: VLM, tensors: Iterable[tuple[str, torch.Tensor]], device: Any, d
         raise WeightsError(f"{len(stray)} tensors got no values: {', '.join(stray[:10])}")
 
 
-def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> Preset:
-    if isinstance(source, Preset):
-        return compose(source, *overrides) if overrides else source
-    path = Path(source)
-    if path.is_dir() and (isinstance(source, Path) or source not in presets()):  # a name means a preset first
-        if not native.is_native(path):
-            raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}", where=path,
-                               hint="only folders that vlmkit wrote are read so far")
-        return compose(str(path / native.PRESET), *overrides)
-    return compose(str(source), *overrides)
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set one parameter or buffer by name."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    old = getattr(owner, leaf)
+    if isinstance(old, nn.Parameter):
+        owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    else:
+        owner.register_buffer(leaf, tensor)
 
 
-def _home(preset: Preset) -> Path:
-    """The one native folder of a preset's weights."""
-    for entry in preset.weights:
-        folder = Path(entry.from_)  # a place beside the preset was made absolute when it was read
-        if entry.format == "native" and native.is_native(folder):
-            return folder
-    told = ", ".join(f"{w.from_} ({w.format})" for w in preset.weights) or "none"
-    raise WeightsError(f"no weights at hand; the preset names: {told}", where=f"preset {preset.name}",
-                       hint="vlmkit.build(preset) gives a model with random weights")
+def stored_dtype(plan: Paper) -> torch.dtype:
+    """What most stored numbers are."""
+    sizes: dict[str, int] = {}
+    for origin in plan.origins:
+        for stored in origin.taken.values():
+            if stored.dtype in DTYPES:
+                sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.numbers
+    return DTYPES[max(sizes, key=sizes.__getitem__)] if sizes else torch.float32
 
 
-def _compare(model: VLM, stored: dict[str, Stored], folder: Path) -> None:
-    """Names and shapes, both ways, before any memory is taken."""
-    wanted = model.state_dict()
-    missing = [n for n in wanted if n not in stored]
-    extra = [n for n in stored if n not in wanted]
-    other = [f"{n} is {list(stored[n].shape)} {stored[n].dtype}, wanted {list(t.shape)} {_kind(t)}"
-             for n, t in wanted.items() if n in stored and not _fits(stored[n], t)]
-    if missing or extra or other:
-        lines = [_group("missing", missing), _group("left over", extra), _group("of another shape or kind", other)]
-        raise CheckpointMismatchError("does not hold this model\n" + "\n".join(filter(None, lines)), where=folder,
-                                      hint="the preset and the weights must come from the same model")
+def _joined(origin: Origin, model: VLM) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors, each as soon as all it is made of has been read."""
+    homes: dict[str, tuple[str, Piece]] = {
+        theirs: (ours, piece) for ours, piece in origin.plan.pieces.items() for theirs in piece.names}
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for theirs, tensor in read(origin.taken):
+        ours, piece = homes[theirs]
+        parts = waiting.setdefault(ours, {})
+        parts[theirs] = tensor
+        if len(parts) == len(piece.names):
+            del waiting[ours]
+            shape = _at(model, ours).shape
+            yield ours, join([parts[name] for name in piece.names], piece.how, tuple(shape))
 
 
-def _fits(stored: Stored, wanted: torch.Tensor) -> bool:
-    return stored.shape == tuple(wanted.shape) and ("F" in stored.dtype) == wanted.is_floating_point()
+def _at(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(path), leaf)
+    return found
 
 
-def _kind(wanted: torch.Tensor) -> str:
-    return "float" if wanted.is_floating_point() else "integer"
+def _draw(model: VLM, preset: Preset, name: str, device: Any, dtype: torch.dtype, seed: int) -> None:
+    """Random weights for a section, as `build` draws them."""
+    devices = [] if torch.device(device).type == "cpu" else [torch.device(device)]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for inner, tensor in section(preset, model, name, device).state_dict().items():
+            put(model, f"{name}.{inner}", tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
-def _group(title: str, names: list[str]) -> str:
-    shown = "".join(f"\n    {name}" for name in names[:10])
-    return f"  {len(names)} {title}:{shown}" if names else ""
-
-
-def _stored_dtype(stored: dict[str, Stored]) -> torch.dtype:
-    floats = [s.dtype for s in stored.values() if s.dtype in DTYPES]
-    return DTYPES[max(set(floats), key=floats.count)] if floats else torch.float32

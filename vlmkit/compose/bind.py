@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 def compose(name: str | os.PathLike[str] | Preset, *words: str) -> Preset:
     """A preset by name or path, or one bound before; further presets laid over it, then `key=value` words."""
-    tree = _unbind(name) if isinstance(name, Preset) else read(os.fspath(name))
+    tree = unbind(name) if isinstance(name, Preset) else read(os.fspath(name))
     for layer in (read(word) for word in words if not is_word(word)):
         layer.value.pop("name", None)
         tree = lay(tree, layer)
@@ -55,7 +55,7 @@ def bind(tree: Node) -> Preset:
     return preset
 
 
-def _unbind(preset: Preset) -> Node:
+def unbind(preset: Preset) -> Node:
     """The layers a preset came from; if it was changed since, what it says now."""
     if preset._places.tree is not None and bind(preset._places.tree) == preset:
         return cast(Node, preset._places.tree)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vlmkit.errors import PresetError, PresetSafetyError, PresetSyntaxError
 from vlmkit.limits import current
 
+from . import folder as strangers
 from .find import Found, find, installed, within
 from .merge import lay
 from .nodes import Node, parse, too_much
@@ -15,8 +17,14 @@ MACHINE = ("data", "machine", "out")  # sections of a run, whose paths belong to
 
 
 def read(name: str) -> Node:
-    """The named preset, over everything it extends; its `name` filled in."""
-    found = find(name)
+    """The named preset, over everything it extends, its `name` filled in; or what a folder of weights says it is."""
+    try:
+        found = find(name)
+    except PresetError:
+        if kind := strangers.format_of(path := Path(os.path.expanduser(name))):
+            told = strangers.describe(path, kind)
+            return strangers.layered(read(told.base) if told.base else None, told)
+        raise
     tree = _Files().read(found, ())
     tree.value.setdefault("name", Node(found.name, str(found.path.name)))
     return tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .. import registry
@@ -80,6 +81,22 @@ def _stream(section: StreamPreset, shared: VisionTower, out: int) -> Stream:
         tower=own,
         projector=section.projector.build(width=tower.width, out=out) if section.projector else None,
     )
+
+
+def section(preset: Preset, model: VLM, name: str, device: Any) -> nn.Module:
+    """One section of a preset by itself, with random weights; `model` tells what it must fit."""
+    out, owner = model.decoder.width, preset
+    stream, _, leaf = name.rpartition(".")
+    tower = model.tower
+    if stream:
+        owner, tower = getattr(preset, stream), model.stream(stream).tower or model.tower
+    with torch.device(device):
+        if name == "separators":
+            return VLM.draw_separators(sorted(model.separators), out)
+        part = getattr(owner, leaf)
+        given = {"tower": {}, "decoder": {"attention": backend("auto")}}.get(leaf, {"width": tower.width, "out": out})
+        made: nn.Module = part.build(**given)
+        return made
 
 
 def build(preset: Preset, device: Any = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0,

@@ -40,8 +40,12 @@ class VLM(nn.Module):
         self.tower, self.projector, self.decoder = tower, projector, decoder
         self.image, self.video = image, video
         names = sorted({name for s in (image, video) if s is not None for name in s.packer.separators})
-        # drawn like an embedding row of unit norm, as the released models start theirs
-        self.separators = nn.ParameterDict({n: torch.randn(decoder.width) * decoder.width**-0.5 for n in names})
+        self.separators = self.draw_separators(names, decoder.width)
+
+    @staticmethod
+    def draw_separators(names: list[str], width: int) -> nn.ParameterDict:
+        """Like an embedding row of unit norm, as the released models start theirs."""
+        return nn.ParameterDict({name: torch.randn(width) * width**-0.5 for name in names})
 
     def stream(self, kind: str) -> Stream:
         """The stream of a kind, or one clear error."""

@@ -1,0 +1,87 @@
+"""The JSON files of a strange folder: bounded, without duplicate keys, and data only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmkit.errors import CheckpointFormatError
+from vlmkit.limits import current
+
+JSON = dict[str, Any]
+
+
+def read_json(file: Path, setting: str = "ckpt_max_config_bytes") -> JSON:
+    """The mapping in a file; empty when there is no such file. `setting`: the limit on its size."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(read_text(file, setting), object_pairs_hook=_once, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(f"is not JSON as a configuration has it: {error}", where=file) from None
+    if not isinstance(found, dict):
+        raise CheckpointFormatError(f"holds a {type(found).__name__}, wanted a mapping", where=file)
+    return found
+
+
+def read_text(file: Path, setting: str) -> str:
+    if (size := file.stat().st_size) > (most := getattr(current(), setting)):
+        raise CheckpointFormatError("too large", where=file, limit=most, got=size, setting=setting.replace("_", ".", 1))
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointFormatError(f"cannot be read: {type(error).__name__}", where=file) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> JSON:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse(literal: str) -> Any:
+    raise ValueError(f"{literal} is no number")
+
+
+class Fields:
+    """One mapping of a configuration; what is asked of it is checked, and an error names file and field."""
+
+    def __init__(self, data: JSON, file: Path, at: str = "", defaults: JSON | None = None) -> None:
+        self.data, self.file, self.at, self.defaults = data, file, at, defaults or {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.data
+
+    def get(self, key: str, *kinds: type, default: Any = None) -> Any:
+        """The field, what the layout means when it leaves the field out, or `default`; null stays null."""
+        value = self.data[key] if key in self.data else self.defaults.get(key, default)
+        untrue = type(value) is bool and bool not in kinds  # to Python, truth is a number
+        if value is not None and kinds and (untrue or not isinstance(value, kinds)):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise self.wrong(key, f"is {value!r}, wanted {wanted}")
+        return value
+
+    def number(self, key: str) -> float | None:
+        value = self.get(key, int, float)
+        return None if value is None else float(value)
+
+    def whole(self, key: str) -> int:
+        """A number that the folder, or the layout's defaults, must give."""
+        value = self.get(key, int)
+        if value is None or value < 1:
+            raise self.wrong(key, f"is {value!r}, wanted a number above 0")
+        return int(value)
+
+    def inside(self, key: str, defaults: JSON | None = None) -> Fields:
+        return Fields(self.get(key, dict) or {}, self.file, f"{self.at}{key}.", defaults)
+
+    def must(self, key: str, *allowed: Any, default: Any) -> None:
+        """A field that has one meaning here."""
+        value = self.get(key, default=default)
+        if value not in allowed:
+            raise self.wrong(key, f"is {value!r}; vlmkit knows {' and '.join(map(repr, allowed))}")
+
+    def wrong(self, key: str, what: str) -> CheckpointFormatError:
+        return CheckpointFormatError(f"{self.at}{key} {what}", where=self.file)
