@@ -24,8 +24,7 @@ from vlmkit.plugins import make_manager
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
-TRAINED = (ROOT / "presets" / "tiny" / "model.safetensors").is_file()
-FENCE = re.compile(r"(?P<mark><!-- needs weights -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
 class Block(NamedTuple):
@@ -33,13 +32,11 @@ class Block(NamedTuple):
     line: int
     language: str
     code: str
-    weights: bool
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(page, text[: m.start("code")].count("\n"), m["language"], m["code"], bool(m["mark"]))
-            for m in FENCE.finditer(text)]  # fmt: skip
+    return [Block(page, text[: m.start("code")].count("\n"), m["language"], m["code"]) for m in FENCE.finditer(text)]
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -65,21 +62,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_code_runs(page: Path, place: Path) -> None:
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
-        if block.language == "python" and (TRAINED or not block.weights):
+        if block.language == "python":
             code = "\n" * block.line + block.code  # so that a traceback names the line of the page
             exec(compile(code, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_examples_run(example: Path, place: Path) -> None:
-    text = example.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 40
-    if 'load("tiny")' in text and not TRAINED:
-        pytest.skip("presets/tiny has no weights yet")
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 40
     runpy.run_path(str(example), run_name="__main__")
 
 
-@pytest.mark.skipif(not TRAINED, reason="presets/tiny has no weights yet")
 def test_demo_answers_right(capsys: pytest.CaptureFixture[str]) -> None:
     asked = json.loads((ROOT / "examples" / "media" / "questions.json").read_text(encoding="utf-8"))
     with pytest.raises(SystemExit) as end:

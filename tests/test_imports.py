@@ -39,7 +39,7 @@ def test_is_light(code: str) -> None:
 def test_every_public_name_is_there() -> None:
     import vlmkit
 
-    for name in vlmkit.__all__:
-        assert getattr(vlmkit, name) is not None
+    assert {*vlmkit.__all__, "registry", "errors"} <= set(dir(vlmkit))
+    assert [name for name in dir(vlmkit) if not hasattr(vlmkit, name)] == []
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vlmkit.nothing  # noqa: B018

@@ -42,7 +42,7 @@ _HOMES = {
     "load": "checkpoint.load", "loss": "train.loss", "parts": "api", "presets": "api",
     "save": "checkpoint.native", "stream": "generate",
 }  # fmt: skip
-_MODULES = ("contracts", "errors", "limits", "registry", "testing", "types")
+_MODULES = ("contracts", "errors", "limits", "registry", "types")
 
 __all__ = [*sorted(_HOMES), "__version__"]
 
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_MODULES})
 
 
 class _Outside(ModuleType):
