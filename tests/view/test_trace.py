@@ -73,6 +73,12 @@ def test_a_packer_with_weights_has_no_trace() -> None:
     assert trace(model, Layout("video", 240, 320, frames=1)) is None
 
 
+def test_what_does_not_fit_is_told() -> None:
+    model = assemble(vlmkit.compose("llava-onevision-qwen2-7b", "projector=resampler"))
+    with pytest.raises(vlmkit.ShapeError, match="rows and columns"):
+        trace(model, Layout("image", 768, 1024, rows=2, cols=3))
+
+
 def test_sheets_lay_tiles_side_by_side() -> None:
     tiles = torch.arange(7)[:, None, None, None].expand(7, 1, 2, 2)
     whole, grid = sheets(tiles, Layout("image", 9, 9, 2, 3))

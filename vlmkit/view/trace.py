@@ -10,10 +10,9 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..contracts import Projector
-from ..errors import ShapeError
 from ..model.vlm import VLM
 from ..types import Features, Layout
 
@@ -53,17 +52,16 @@ def sheets(tiles: Tensor, layout: Layout) -> list[Tensor]:
 
 
 def trace(model: VLM, layout: Layout) -> Trace | None:
-    """The origin of every token of a visual; None when the packer has weights that take features of one width only."""
+    """The origin of every token of a visual; None when the packer has weights, which are made for features alone."""
     stream = model.stream(layout.kind)
+    if isinstance(stream.packer, nn.Module) and any(True for _ in stream.packer.parameters()):
+        return None
     tower = model.tower if stream.tower is None else stream.tower
     project = model.projector if stream.projector is None else stream.projector
     seen = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
     where = coordinates(seen, layout).requires_grad_()
     separators = {name: torch.eye(where.shape[2])[4] for name in stream.packer.separators}
-    try:
-        packed = stream.packer(seen._replace(tokens=where), [layout], stand_in(project, tower.width), separators)[0]
-    except (RuntimeError, NotImplementedError, ShapeError):
-        return None
+    packed = stream.packer(seen._replace(tokens=where), [layout], stand_in(project, tower.width), separators)[0]
     packed[:, 5:].sum().backward()
     assert where.grad is not None
     touched = (where.grad[:, seen.prefix :, 5:] != 0).any(-1).unflatten(1, (seen.rows, seen.cols))
