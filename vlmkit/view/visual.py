@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MediaError
+from ..errors import MediaError, MediaFormatError
 from ..model.rehearse import count
 from ..model.vlm import VLM
+from ..processing.containers import demuxer
 from ..processing.files import open_file
 from ..processing.media import look, probe
 from ..types import Layout
@@ -34,10 +35,13 @@ def plan(model: VLM, path: Path, alone: bool = True) -> Planned:
 
 
 def is_clip(path: Path) -> bool:
-    """By its first bytes: MP4 and MOV, Matroska and WebM, AVI."""
+    """By its first bytes, whatever its name; how large it is matters to who reads on."""
     with open_file(path, math.inf, "") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:] == b"AVI ")
+        try:
+            demuxer(file)
+        except MediaFormatError:
+            return False
+    return True
 
 
 def _picture(model: VLM, path: Path, alone: bool) -> tuple[Layout, Callable[[], Tensor]]:
