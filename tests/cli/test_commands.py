@@ -120,7 +120,9 @@ def test_tokens(said: Any, tmp_path: Path, clip: Path) -> None:
     assert found["total"] == 4725 + 1485 + 6273
     together = said("tokens", "llava-onevision-qwen2-7b", str(a), str(b), "--together", "--json")
     assert [row["tokens"] for row in together["files"]] == [730, 730]  # one square tile each, and a newline
-    assert "a.png" in said("tokens", "llava-onevision-qwen2-7b", str(a))
+    heads, line = said("tokens", "llava-onevision-qwen2-7b", str(a)).splitlines()
+    assert heads.split() == ["file", "height", "x", "width", "tokens"]
+    assert line.split() == [str(a), "768", "x", "1024", "7", "tiles", "4725"]
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.png"])

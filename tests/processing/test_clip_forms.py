@@ -69,8 +69,8 @@ def test_frames_given_by_hand() -> None:
     assert times == [0, 3, 6, 9]
     frames, _ = read_clip([Image.fromarray(array[at]) for at in range(3)], sampler)  # all are meant
     assert [seen(frame) for frame in frames] == [0, 1, 2]
-    with pytest.raises(MediaDecodeError, match="different sizes"):
-        read_clip([picture(0), picture(1, 20, 20)], sampler)
+    with pytest.raises(MediaDecodeError, match="different sizes: 48 x 64, but number 1 is 20 x 24"):
+        read_clip([picture(0), picture(1, 20, 24)], sampler)
     for bad in (array[0], [], 7, array.astype(np.float32)):
         with pytest.raises(MediaError):
             read_clip(bad, sampler)

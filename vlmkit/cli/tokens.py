@@ -39,11 +39,11 @@ def tokens(
         rows = [{"file": str(p.path), **p.layout._asdict(), "tiles": p.layout.tiles, "tokens": p.tokens}
                 for p in planned]  # fmt: skip
         return console.document({"preset": preset.name, "files": rows, "total": total})
-    table = [(str(p.path), f"{p.layout.width} x {p.layout.height}", _cut(p.layout.frames, p.layout.tiles), p.tokens)
+    table = [(str(p.path), f"{p.layout.height} x {p.layout.width}", _cut(p.layout.frames, p.layout.tiles), p.tokens)
              for p in planned]  # fmt: skip
     if len(planned) > 1:
         table.append(("total", "", "", total))
-    console.columns(table, ("file", "width x height", "", "tokens"), right=(3,))
+    console.columns(table, ("file", "height x width", "", "tokens"), right=(3,))
 
 
 def split(words: list[str]) -> tuple[Preset, list[Path]]:

@@ -65,8 +65,8 @@ class Frames:
 
     def _check(self, height: int, width: int, at: int) -> None:
         if (height, width) != (self.height, self.width):
-            raise MediaDecodeError(f"frames of different sizes: {self.width} x {self.height}, but number {at} is "
-                                   f"{width} x {height}")
+            raise MediaDecodeError(f"frames of different sizes: {self.height} x {self.width}, but number {at} is "
+                                   f"{height} x {width}")
 
 
 class Turn(NamedTuple):
@@ -209,8 +209,8 @@ class Clip(Frames):
     def _picture(self, frame: av.VideoFrame, at: int) -> Image.Image:
         """An upright RGB picture."""
         if (frame.width, frame.height) != self._size:
-            raise MediaDecodeError(f"frames of different sizes: number {at} is {frame.width} x {frame.height}, the "
-                                   f"first {self._size[0]} x {self._size[1]}")
+            raise MediaDecodeError(f"frames of different sizes: number {at} is {frame.height} x {frame.width}, the "
+                                   f"first {self._size[1]} x {self._size[0]}")
         pixels = frame.to_ndarray(format="rgb24")
         if self._turn.swap:
             pixels = pixels.transpose(1, 0, 2)

@@ -98,14 +98,14 @@ def picture_id(image: Image.Image, options: str = "") -> str:
 
 def check_size(height: int, width: int) -> None:
     """Refuse a picture, or a frame given by hand, by its size alone."""
-    limits = current()
+    limits, size = current(), f"{height} x {width} pixels (height x width)"
     if not height or not width:
-        raise MediaDecodeError(f"a picture of {width} x {height} pixels")
+        raise MediaDecodeError(f"a picture of {size}")
     if height * width > limits.image_max_pixels:
-        raise MediaLimitError(f"a picture of {width} x {height} pixels", limit=limits.image_max_pixels,
+        raise MediaLimitError(f"a picture of {size}", limit=limits.image_max_pixels,
                               got=height * width, setting="image.max_pixels")
     if max(height, width) > limits.image_max_aspect * min(height, width):
-        raise MediaLimitError(f"a strip of {width} x {height} pixels", limit=limits.image_max_aspect,
+        raise MediaLimitError(f"a strip of {size}", limit=limits.image_max_aspect,
                               got=max(height, width) // min(height, width), setting="image.max_aspect")
 
 

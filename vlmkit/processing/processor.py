@@ -173,7 +173,7 @@ class Processor:
 
 def _name(seen: Seen, planned: list[Planned]) -> str:
     layout = planned[seen.index].layout
-    size = f"{layout.width} x {layout.height}" + (f", {layout.frames} frames" if layout.frames else "")
+    size = f"{layout.height} x {layout.width}" + (f", {layout.frames} frames" if layout.frames else "")
     return f"{seen.kind} {seen.index + 1} ({size}: {planned[seen.index].tokens} tokens)"
 
 

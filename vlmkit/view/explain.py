@@ -36,7 +36,7 @@ def looking(model: VLM, processor: Any, file: Path, kind: str, question: str, or
 def _cut(planned: Planned, origin: Trace | None) -> str:
     layout = planned.layout
     if layout.kind == "video":
-        return f"{layout.frames} frames of a clip of {layout.width} x {layout.height} pixels."
+        return f"{layout.frames} frames of a clip of {layout.height} x {layout.width} pixels."
     if not layout.rows:
         return "The whole picture is the only tile."
     lost = 0.0 if origin is None else 1 - float(origin.used[1].float().mean())

@@ -41,7 +41,7 @@ def draw(tiles: Tensor, layout: Layout, trace: Trace | None) -> Image.Image:
 def _title(number: int, layout: Layout, grid: tuple[int, int]) -> str:
     if number:
         return f"{grid[0]} x {grid[1]} tiles"
-    return f"the whole picture, {layout.width} wide and {layout.height} high"
+    return f"the whole picture, {layout.height} high and {layout.width} wide"
 
 
 def _sheet(sheet: Image.Image, size: tuple[int, int], trace: Trace | None, number: int) -> Image.Image:
