@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -22,6 +23,21 @@ Piece = str | Said | Seen | Learned
 MOST = 32_000  # different characters; each becomes a private one, of one range for answers and one for the rest
 RANGES = {False: 0xF0000, True: 0xF8000}
 SAID = re.compile("|".join("[{0}](?:[{0}\\s]*[{0}])?".format(f"{chr(r)}-{chr(r + MOST)}") for r in RANGES.values()))
+
+FLAT = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set said -%}
+{%- if message["content"] is string -%}{{- message["content"] -}}{%- else -%}
+{%- for part in message["content"] -%}
+{{- $image ~ "\\n" if part["type"] == "image" else $video ~ "\\n" if part["type"] == "video" else part["text"] -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endset -%}
+{%- set flat.messages = flat.messages + [dict(message, content=said)] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""  # before a template that knows texts only
 
 
 class Config(PartConfig):
@@ -76,22 +92,35 @@ class Template:
     def _content(self, turn: Turn, mask: Mask) -> str | list[dict[str, str]]:
         """Typed parts, or one text for templates that know no parts."""
         role = turn.role == "assistant"
-        if not self._typed:
+        if not self.typed:
             parts = (self.marks[p.kind] + "\n" if isinstance(p, Seen) else mask.put(p, role) for p in turn.content)
             return "".join(parts)
         return [{"type": p.kind} if isinstance(p, Seen) else {"type": "text", "text": mask.put(p, role)}
                 for p in turn.content]
 
     @cached_property
-    def _typed(self) -> bool:
+    def typed(self) -> bool:
         """Does the template read lists of parts? One that does not, writes them as Python would."""
         probe: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "q"}]}
         try:
-            return "'text'" not in (text := self._render([probe], True)) and "q" in text
+            text = self._render([probe], True)
         except TemplateError as error:
             if error.setting:  # a limit
                 raise
             return "q" not in self._render([{**probe, "content": "q"}], True)  # tell of the fault, if it is another one
+        if "q" in text:
+            return "'text'" not in text
+        return "q" not in self._render([{**probe, "content": "q"}], True)  # it may write no questions at all
+
+    def jinja(self, image: str, video: str) -> str:
+        """The template, for engines that always give it lists of parts; `image` and `video` stand for a visual."""
+        for kind, wanted in (("image", image), ("video", video)):
+            if (mark := self.marks[kind]) != wanted and mark in self.source:
+                raise TemplateError(f"writes {mark!r} for a {kind}, the tokenizer has {wanted!r}", where=self.where,
+                                    hint=f"set tokenizer.{kind} to {mark!r}")
+        if self.typed:
+            return self.source
+        return FLAT.replace("$image", json.dumps(image)).replace("$video", json.dumps(video)) + self.source
 
     def _pieces(self, text: str, mask: Mask, block: bool | None) -> Iterator[Piece]:
         """Template text and speech. `block`: is it inside a generation block; None when there are none."""

@@ -14,6 +14,8 @@ from vlmkit.contracts import PartConfig
 from vlmkit.errors import PromptError
 from vlmkit.types import Learned, Said, Seen, Turn
 
+from . import turns_jinja
+
 Piece = str | Said | Seen | Learned
 
 
@@ -62,6 +64,10 @@ class Turns:
     def render(self, turns: list[Turn], reply: bool) -> list[Piece]:
         """The whole conversation as pieces; `reply` opens the answer that is asked for."""
         return [piece for piece in self._pieces(turns, reply) if not isinstance(piece, str) or piece]
+
+    def jinja(self, image: str, video: str) -> str:
+        """The same as a chat template; `image` and `video` stand for a visual."""
+        return turns_jinja.write(self.style, image, video)
 
     def _pieces(self, turns: list[Turn], reply: bool) -> Iterator[Piece]:
         style = self.style
