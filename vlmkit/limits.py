@@ -2,19 +2,25 @@
 
 Order: ``with Limits(...):`` in Python, ``--limit image.max_pixels=1e8`` on the command line,
 ``VLMKIT_LIMIT_IMAGE__MAX_PIXELS`` in the environment, the default. A preset or a request never raises one.
+
+A ``with`` holds in its own thread, and in the asyncio tasks and forked processes that begin inside it. Another thread
+begins with the environment's limits; to hand it these, start it in ``contextvars.copy_context()``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 from .errors import OverrideError
 
 MiB = 1 << 20
+MOST = {"video_max_sampled_frames": 512}  # what nobody may go beyond: these frames are in memory together
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,6 @@ class Limits:
     json_max_depth: int = 64
     plugin_warn_s: float = 2
     plugin_name_s: float = 10
-    _tokens: list[Token[Limits | None]] = field(default_factory=list, repr=False, compare=False)
     _said = frozenset[str]()  # the fields that were given; the others stay as they are outside
 
     def __new__(cls, **given: float) -> Limits:
@@ -64,28 +69,33 @@ class Limits:
         object.__setattr__(self, "_said", frozenset(given))
         return self
 
+    def __post_init__(self) -> None:
+        for name in self._said:
+            _check(name, getattr(self, name), f"Limits({name}=...)")
+
     def __enter__(self) -> Limits:
         inside = replace(current(), **{name: getattr(self, name) for name in self._said})
-        self._tokens.append(_inside.set(inside))
+        _inside.set((*_inside.get(), inside))
         return inside
 
     def __exit__(self, *_: object) -> None:
-        _inside.reset(self._tokens.pop())
+        _inside.set(_inside.get()[:-1])
 
 
-_inside: ContextVar[Limits | None] = ContextVar("limits", default=None)
+_inside: ContextVar[tuple[Limits, ...]] = ContextVar("limits", default=())  # of the blocks around here; the last holds
 _words: dict[str, float] = {}  # from --limit
 
 
 def settings() -> dict[str, str]:
     """Setting -> field: ``image.max_pixels`` -> ``image_max_pixels``."""
-    return {f.name.replace("_", ".", 1): f.name for f in fields(Limits) if not f.name.startswith("_")}
+    return {f.name.replace("_", ".", 1): f.name for f in fields(Limits)}
 
 
 def current() -> Limits:
     """The limits in force here."""
-    inside = _inside.get()
-    return inside if inside is not None else Limits(**{f: value for f, (value, _) in resolve(os.environ).items()})
+    if inside := _inside.get():
+        return inside[-1]
+    return Limits(**{name: value for name, (value, _) in resolve(os.environ).items()})
 
 
 def resolve(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
@@ -96,7 +106,7 @@ def resolve(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
         if name in _words:
             found[name] = (_words[name], "command line")
         elif variable in environ:
-            found[name] = (_number(environ[variable], variable), variable)
+            found[name] = (_number(name, environ[variable], variable), variable)
         else:
             found[name] = (getattr(Limits, name), "default")
     return found
@@ -108,14 +118,20 @@ def set_word(word: str) -> None:
     name = settings().get(setting)
     if name is None:
         raise OverrideError(f"no limit named {setting!r}", where="--limit", hint="`vlmkit limits` lists them")
-    _words[name] = _number(value, f"--limit {setting}")
+    _words[name] = _number(name, value, f"--limit {setting}")
 
 
-def _number(text: str, where: str) -> float:
-    try:
+def _number(name: str, text: str, where: str) -> float:
+    value: Any = text
+    with suppress(ValueError):  # what is no number is refused below
         value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e18:
-        raise OverrideError(f"expected a number of at least 0, got {text[:80]!r}", where=where)
-    return int(value) if value.is_integer() else value
+        value = int(value) if value.is_integer() else value
+    _check(name, value, where)
+    number: float = value
+    return number
+
+
+def _check(name: str, value: Any, where: str) -> None:
+    if not isinstance(value, Real) or not 0 <= float(value) < 1e18 or float(value) > MOST.get(name, 1e18):
+        wanted = f"from 0 to {MOST[name]}" if name in MOST else "of at least 0"
+        raise OverrideError(f"expected a number {wanted}, got {str(value)[:80]!r}", where=where)
