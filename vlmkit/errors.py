@@ -119,6 +119,18 @@ class CheckpointCorruptError(WeightsError):
     """The bytes are damaged, or not those that were written."""
 
 
+class FetchError(WeightsError):
+    """The hub did not give the files. ``code`` says why: -NAME, -MISSING, -ACCESS, -OFFLINE, -NETWORK, -CUT, -ROOM."""
+
+    code = "VK-HUB"
+
+
+class SaveError(WeightsError):
+    """The folder was not written: no room, no right, or another writer. What stood there before still does."""
+
+    code, exit = "VK-SAVE", 4
+
+
 class MediaError(VlmkitError):
     code, exit = "VK-MEDIA", 3
 

@@ -142,7 +142,7 @@ def test_overrides(small: Small, folder: Path) -> None:
     assert "separators.newline" in model.state_dict()  # the clips still have one
     with pytest.raises(CheckpointMismatchError) as caught:
         vlmkit.load(folder, "decoder.layers=2")
-    assert "missing:\n    decoder.blocks.1." in str(caught.value)
+    assert "missing in decoder:\n    decoder.blocks.1." in str(caught.value)
     with pytest.raises(PresetError):
         vlmkit.load(folder, "decoder.layer=2")
 
@@ -204,35 +204,6 @@ def test_an_empty_folder_and_a_link_are_filled(small: Small, tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "real").iterdir()) == FILES
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_sync", "_swap"])
-def test_a_failed_save_leaves_the_old_one(small: Small, folder: Path, failing: str,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    before = contents(folder.parent)
-    monkeypatch.setattr(native, failing, full)
-    for place in (folder, folder.parent / "new"):
-        with pytest.raises(OSError, match="No space left"):
-            vlmkit.save(*small, place)
-    assert contents(folder.parent) == before
-    assert not (folder.parent / "new").exists()
-
-
-def test_a_failed_rename_brings_the_old_one_back(small: Small, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, rename = contents(folder.parent), Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if target == folder and "-old-" not in self.name:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="Input/output"):
-        vlmkit.save(*small, folder)
-    assert contents(folder.parent) == before
-
-
 @pytest.mark.parametrize("name", FILES[1:])
 @pytest.mark.parametrize("damage", ["flip", "cut", "longer", "lost"])
 def test_damage_is_found(folder: Path, name: str, damage: str) -> None:
@@ -274,7 +245,7 @@ def test_a_lock_reaches_nothing_outside(folder: Path) -> None:
     (folder.parent / "secret").write_text("s")
     lock["files"]["../secret"] = native.digest(folder.parent / "secret")
     (folder / "lock.json").write_text(json.dumps(lock))
-    with pytest.raises(CheckpointFormatError, match="secret"):
+    with pytest.raises(CheckpointSafetyError, match="secret"):
         vlmkit.load(folder)
 
 
@@ -291,9 +262,9 @@ def test_another_models_weights(folder: Path) -> None:
     with pytest.raises(CheckpointMismatchError) as caught:
         vlmkit.load(folder)
     said = str(caught.value)
-    assert "14 missing:" in said
-    assert "12 left over:" in said
-    assert "2 of another shape or kind:" in said
+    assert "14 missing in tower:" in said
+    assert "12 left over in extra:" in said
+    assert "2 of another shape or kind in decoder:" in said
     assert "decoder.norm.weight is [33] F32, wanted [32] float" in said
     assert "decoder.blocks.0.mlp.up.weight is [48, 32] I8, wanted [48, 32] float" in said
     lines = said.splitlines()
@@ -305,7 +276,7 @@ def test_pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     relock(folder)
-    with pytest.raises(CheckpointSafetyError, match=r"save_file\(torch\.load"):
+    with pytest.raises(CheckpointSafetyError, match=r"torch\.load\(f, 'cpu', weights_only=True"):
         vlmkit.load(folder)
 
 
@@ -315,16 +286,16 @@ def test_no_checkpoint_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for source in (tmp_path / "something", "something"):
         with pytest.raises(WeightsError, match=r"preset\.yaml"):
             vlmkit.load(source)
-    with pytest.raises(WeightsError, match="no weights at hand"):
+    with pytest.raises(WeightsError, match="not in the cache"):
         vlmkit.load(vlmkit.compose("llava-1.5-7b"))
 
 
 def test_a_preset_goes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "llava-1.5-7b").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="no weights at hand"):
+    with pytest.raises(WeightsError, match="not in the cache"):
         vlmkit.load("llava-1.5-7b")
-    with pytest.raises(WeightsError, match=r"holds no preset\.yaml"):
+    with pytest.raises(WeightsError, match=r"neither preset\.yaml with lock\.json"):
         vlmkit.load(Path("llava-1.5-7b"))
 
 

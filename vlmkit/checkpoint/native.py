@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from safetensors.torch import save_file
 
 from .. import __version__, limits, plugins, registry
 from ..compose.preset import Preset
 from ..contracts import PartConfig
 from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
-from .tensors import ONE, once
+from . import shards
+from .files import inside, parse
+from .whole import replacing
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
 PRESET, TOKENIZER, LOCK = "preset.yaml", "tokenizer.json", "lock.json"
+BESIDES = 1 << 16  # bytes for the preset, the lock and headers
 MODEL = frozenset(Preset.model_fields)
 
 
@@ -32,36 +32,30 @@ def is_native(folder: Path) -> bool:
     return (folder / PRESET).is_file() and (folder / LOCK).is_file()
 
 
-def save(model: VLM, processor: Processor, folder: str | Path) -> Path:
-    """Write a folder that `load` reads back. It appears whole or not at all; an older one is replaced whole."""
+def save(model: VLM, processor: Processor, folder: str | Path, max_shard_size: int = 5_000_000_000) -> Path:
+    """Write a folder that `load` reads back. It appears whole or not at all; an older one is replaced whole.
+
+    max_shard_size   bytes of weights in one file; a larger model becomes several and an index
+    """
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_native(folder))):
         raise WeightsError("is already there and is no vlmkit checkpoint; nothing was written", where=folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(model, processor, beside)
-        _swap(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    tensors = model.state_dict()
+    with replacing(folder, shards.size(tensors) + len(processor.tokenizer.source) + BESIDES) as beside:
+        written = shards.write(tensors, beside, max_shard_size)
+        (beside / PRESET).write_text(_describe(processor.preset), "utf-8")
+        processor.tokenizer.save(beside / TOKENIZER)
+        seal(beside, processor.preset, written)
     return folder
 
 
-def _write(model: VLM, processor: Processor, folder: Path) -> None:
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / ONE, metadata={"format": "pt"})
-    (folder / PRESET).write_text(_describe(processor.preset), "utf-8")
-    processor.tokenizer.save(folder / TOKENIZER)
-    seal(folder, processor.preset)
-    for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
-    folder.chmod(0o755)  # mkdtemp makes it private
+def seal(folder: Path, preset: Preset, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Write the lock file of a folder: what is in it, and with which versions it was made.
 
-
-def seal(folder: Path, preset: Preset) -> None:
-    """Write the lock file of a folder: what is in it, and with which versions it was made."""
-    files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != LOCK}
+    known   file -> bytes and sha256, of those that need not be read again
+    """
+    known = known or {}
+    files = {f.name: known.get(f.name) or digest(f) for f in sorted(folder.iterdir()) if f.name != LOCK}
     lock = {"versions": _versions(preset), "files": files}
     (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
 
@@ -74,30 +68,14 @@ def _describe(preset: Preset) -> str:
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _swap(beside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        beside.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def verify(folder: Path) -> None:
     """Compare every file with the lock's length and SHA-256."""
-    wanted = _locked(folder / LOCK)
+    wanted = _locked(inside(folder, LOCK))
     unlocked = {PRESET, TOKENIZER, *(file.name for file in folder.glob("*.safetensors*"))} - set(wanted)
     if unlocked:
         raise CheckpointFormatError(f"says nothing about {', '.join(sorted(unlocked))}", where=folder / LOCK)
     for name, (size, sha256) in wanted.items():
-        file = folder / name
-        if Path(name).name != name or not file.is_file():
-            raise CheckpointFormatError(f"{name!r} is in the lock file but not in the folder", where=folder)
+        file = inside(folder, name)
         found = digest(file)
         if (found["bytes"], found["sha256"]) != (size, sha256):
             raise CheckpointCorruptError(f"sha256 {found['sha256'][:12]}… over {found['bytes']} bytes, written as "
@@ -109,11 +87,11 @@ def _locked(file: Path) -> dict[str, tuple[int, str]]:
     """What a lock file says.   name -> (bytes, sha256)"""
     if (size := file.stat().st_size) > (most := limits.current().ckpt_max_config_bytes):
         raise CheckpointFormatError("too large", where=file, limit=most, got=size, setting="ckpt.max_config_bytes")
+    told = parse(file.read_bytes(), file, "is no lock file")
     try:
-        files = json.loads(file.read_text("utf-8"), object_pairs_hook=once)["files"].items()
-        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError):
-        raise CheckpointFormatError("is not a lock file", where=file) from None
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in told["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        raise CheckpointFormatError("is no lock file", where=file) from None
 
 
 def digest(file: Path) -> dict[str, Any]:
@@ -137,11 +115,3 @@ def _parts(node: Any) -> list[PartConfig]:
     below = [part for value in fields for item in (value if isinstance(value, tuple | list) else [value])
              for part in _parts(item)]
     return [node, *below] if isinstance(node, PartConfig) else below
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
