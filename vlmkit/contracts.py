@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from .types import Described, Features, KVCache, Layout, Learned, Rule, Said, Seen, Turn
+from .types import Described, Dressed, Features, KVCache, Layout, Learned, Rule, Said, Seen, Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
     from .compose.preset import Preset
+    from .model.vlm import VLM
 
 __all__ = ["AttentionBackend", "ChatTemplate", "CheckpointFormat", "Decoder", "Packer", "PartConfig", "PartOf",
            "Projector", "Tiler", "VideoSampler", "VisionTower"]
@@ -49,6 +50,7 @@ class VisionTower(Protocol):
     mean, std  its own normalisation, of pixels scaled to 0..1; the mean is also the tiler's fill colour
     blocks  what repeats: the unit of recomputation and sharding
     unused  parameters of the published tower that are never run and were therefore not built
+    frames  (may be left out) of a clip, for a tower that sees them together: it gets whole clips of that length
     """
 
     side: int
@@ -172,10 +174,10 @@ class CheckpointFormat(Protocol):
         """Their names <-> ours, first match wins. `names` are the stored ones; there are none when exporting."""
         ...
 
-    def dress(self, folder: Path, preset: Preset) -> None:
-        """Write the files beside the weights that make an export at home there.
+    def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:
+        """Write the files beside the weights that make an export at home there; `tokenizer.json` lies in the folder.
 
-        Raises PresetError that names the part which has no home in this layout.
+        Raises PresetError that names the part which has no home in this layout, and the nearest that has one.
         """
         ...
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import vlmkit
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import ShapeError, VlmkitError
 
 from . import console
 from .arguments import Json
@@ -58,7 +59,9 @@ def tokens(report: Report) -> dict[str, int]:
     """Tokens of pictures and clips of common sizes, for the streams the model has."""
     kinds = {section.partition(".")[0] for section, *_ in report.shapes if "." in section}
     found = {f"picture {h} x {w}": report.tokens(h, w) for h, w in SIZES if "image" in kinds}
-    found |= {f"clip of {n} frames": report.tokens(frames=n) for n in FRAMES if "video" in kinds}
+    for frames in FRAMES if "video" in kinds else ():
+        with suppress(ShapeError):  # a tower that sees frames together takes one number of them
+            found[f"clip of {frames} frames"] = report.tokens(frames=frames)
     return found
 
 

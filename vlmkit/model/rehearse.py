@@ -16,7 +16,7 @@ from ..types import Features, Layout
 
 if TYPE_CHECKING:
     from ..contracts import VisionTower
-    from .vlm import VLM
+    from .vlm import VLM, Stream
 
 IMAGINED = (480, 640)  # height, width: a photograph's usual shape
 FRAMES = 8
@@ -89,13 +89,14 @@ def count(model: VLM, layout: Layout) -> int:
 
 
 def _glimpse(model: VLM, kind: str) -> Features:
-    """What the tower of a stream makes of one tile, on meta; asked once, also when both streams share it."""
+    """What the tower of a stream makes of as few tiles as it takes, on meta; asked once for both streams."""
     known: dict[VisionTower, Features] = model.__dict__.setdefault("_glimpses", {})
     own = model.stream(kind).tower
     tower = model.tower if own is None else own
     if tower not in known:
         with torch.no_grad():
-            known[tower] = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
+            tiles = getattr(tower, "frames", 1)
+            known[tower] = tower(torch.empty(tiles, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
     return known[tower]
 
 
@@ -105,8 +106,7 @@ def _walk(model: VLM, kind: str, shapes: list[tuple[str, str, str, str]]) -> Non
     projector_at = "projector" if stream.projector is None else f"{kind}.projector"
     tower = model.tower if stream.tower is None else stream.tower
     project = model.projector if stream.projector is None else stream.projector
-    layout = (stream.tiler.plan(*IMAGINED, True) if kind == "image"
-              else Layout("video", *IMAGINED, frames=FRAMES))
+    layout = _imagine(stream, kind, getattr(tower, "frames", 1) > 1)
 
     def step(section: str, part: object, made: Callable[[], Any]) -> Any:
         shapes.append((section, _name(part), "", ""))
@@ -123,6 +123,14 @@ def _walk(model: VLM, kind: str, shapes: list[tuple[str, str, str, str]]) -> Non
                       lambda: model.pack(kind, glimpse._replace(tokens=tokens), [layout])[0])
     if packed.shape[1:] != (model.decoder.width,):
         raise ShapeError(f"gives tokens of width {tuple(packed.shape[1:])}, the decoder takes {model.decoder.width}")
+
+
+def _imagine(stream: Stream, kind: str, exact: bool) -> Layout:
+    """A picture, or a clip; where a tower is exact about the frames, as many as the sampler picks of a long one."""
+    if kind == "image":
+        return stream.tiler.plan(*IMAGINED, True)
+    frames = len(stream.sampler.pick(1000, 25.0)) if exact and stream.sampler else FRAMES
+    return Layout("video", *IMAGINED, frames=frames)
 
 
 def _name(part: object) -> str:

@@ -94,5 +94,12 @@ class VLM(nn.Module):
     def pack(self, kind: str, features: Features, layouts: list[Layout]) -> list[Tensor]:
         """Tower features -> one [tokens, width] for each visual. What counts tokens on meta is this same call."""
         stream = self.stream(kind)
+        exact = getattr(self.tower if stream.tower is None else stream.tower, "frames", 1)
+        for layout in layouts:
+            if exact > 1 and layout.frames != exact:
+                found, hint = ("a picture", "give pictures another tower") if kind == "image" else (
+                    f"a clip of {layout.frames}", f"set video.sampler.frames={exact}")
+                raise ShapeError(f"the tower sees exactly {exact} frames together; this is {found}",
+                                 where=f"{kind}.tower", hint=hint)
         project = self.projector if stream.projector is None else stream.projector
         return stream.packer(features, layouts, project, dict(self.separators.items()))

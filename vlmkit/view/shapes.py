@@ -20,13 +20,12 @@ class Step(NamedTuple):
 
 
 def steps(model: VLM, layout: Layout) -> list[Step]:
-    """From pixels to tokens. One tile goes through the tower; all of them cost nothing on the meta device."""
+    """From pixels to tokens, on the meta device, where all of them cost nothing."""
     stream, kind = model.stream(layout.kind), layout.kind
     tower = model.tower if stream.tower is None else stream.tower
     project = model.projector if stream.projector is None else stream.projector
     with torch.no_grad():
-        seen = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
-        seen = seen._replace(tokens=seen.tokens.new_empty(layout.tiles, *seen.tokens.shape[1:]))
+        seen = tower(torch.empty(layout.tiles, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
         projected, packed = project(seen), model.pack(kind, seen, [layout])[0]
     cut = f"{layout.frames} frames" if kind == "video" else f"whole + {layout.rows} x {layout.cols}"
     return [

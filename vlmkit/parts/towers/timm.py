@@ -66,10 +66,12 @@ class Tower(nn.Module):
     """A timm model without what lies behind the last layer that is read."""
 
     vit: Any
+    frames = 1  # tiles that are seen together
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, **more: Any) -> None:
+        """more: arguments of timm.create_model that no preset may set"""
         super().__init__()
-        self.vit = _make(config)
+        self.vit = _make(config, more)
         info = list(self.vit.feature_info)
         self.read = [_index(layer, len(info)) for layer in _listed(config.layer)]
         self.width = sum(info[i]["num_chs"] for i in self.read)
@@ -94,7 +96,7 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Features:
         """uint8 [tiles, 3, side, side] -> tokens [tiles, prefix + rows * cols, width]"""
         dtype = next(self.vit.parameters()).dtype
-        most = max(1, int(self.room / dtype.itemsize))
+        most = max(1, int(self.room / dtype.itemsize) // self.frames) * self.frames
         if torch.is_grad_enabled() or pixels.is_meta or len(pixels) <= most:
             return self.look(pixels, dtype)
         turns = [self.look(some, dtype) for some in torch.split(pixels, most)]
@@ -149,14 +151,14 @@ def _index(layer: int, depth: int) -> int:
     return layer - 1 if layer > 0 else depth + layer
 
 
-def _make(config: Config) -> Any:
+def _make(config: Config, more: dict[str, Any]) -> Any:
     name = config.model
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3)
         raise PresetError(f"timm has no model named {name!r}", where="tower.model",
                           hint=f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them")
     try:
-        model = timm.create_model(name, pretrained=False, **{"num_classes": 0, **config.options})
+        model = timm.create_model(name, pretrained=False, **{"num_classes": 0, **config.options, **more})
     except Exception as error:  # whatever a model's constructor thinks of its arguments
         raise PresetError(f"timm cannot make {name} with {config.options}: {error}", where="tower.options") from error
     if not hasattr(model, "forward_intermediates"):
