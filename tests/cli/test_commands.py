@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlmkit.cli.main import main
+from vlmkit.plugins import make_manager
 
 
 @pytest.fixture
@@ -74,6 +77,14 @@ def test_plugins_and_doctor(said: Any) -> None:
     assert health["versions"]["torch"]
     assert health["broken"] == []
     assert "cpu" in said("doctor")
+    assert "no plugins installed" in said("doctor")
+
+
+def test_doctor_lists_installed_plugins(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = make_manager(entry_points=False)
+    manager.accept(object(), "vlmkit-thing", "vlmkit-thing 1.0")
+    monkeypatch.setattr("vlmkit.cli.doctor.default", lambda: manager)
+    assert re.search(r"^vlmkit-thing +vlmkit-thing 1.0$", said("doctor"), re.M)
 
 
 def test_show_tells_where_each_value_was_set(said: Any) -> None:
@@ -138,6 +149,19 @@ def test_explain(said: Any, picture: Path, tmp_path: Path, name: str) -> None:
         assert "http" not in text
 
 
+def test_explain_draws_what_was_looked_at(said: Any, picture: Path, tmp_path: Path) -> None:
+    said("explain", "tiny", str(picture), "--ask", "What colour is the circle?", "--out", str(tmp_path / "report.html"))
+    headings = re.findall("<h2>(.*?)</h2>", (tmp_path / "report.html").read_text())
+    assert headings == ["Tiles", "Tokens", "What “red” looked at", "Steps"]
+
+
+def test_explain_says_when_it_cannot_tell(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["explain", "tiny", "video.packer.pool=conv", str(clip), "--out", str(tmp_path / "a.html")]
+    assert main([*words, "--ask", "What?"]) == 2
+    assert "--ask: its packer has weights" in capsys.readouterr().err
+    assert main(words) == 0
+
+
 def test_explain_writes_all_or_nothing(picture: Path, tmp_path: Path) -> None:
     assert main(["explain", "tiny", str(picture), "--out", str(tmp_path / "report.doc")]) == 2
     assert main(["explain", "tiny", str(picture), "--out", str(tmp_path / "no" / "report.html")]) == 4
@@ -155,11 +179,18 @@ def test_generate(said: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_chat(said: Any, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    lines = f"/image {picture}\nWhat colour is the circle?\n/image nothing.png\nAnd now?\n/new\n/help\n/quit\n"
+    lines = f"/image {picture}\nWhat colour is the circle?\n/image\n/image nothing.png\nAnd now?\n/new\n/help\n/quit\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     assert "red" in said("chat", "tiny").lower()
+
+
+def test_chat_forgets_what_failed(picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    lines = f"/image nothing.png\nWhat is it?\n/image {picture}\nWhat colour is the circle?\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["chat", "tiny"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "red\n"
+    assert captured.err.count("nothing.png: no such file") == 1
 
 
 def test_generate_without_weights_says_so(capsys: pytest.CaptureFixture[str]) -> None:

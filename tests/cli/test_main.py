@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 from vlmkit import limits
 from vlmkit.cli.main import hoist, main, make_app
@@ -53,6 +54,9 @@ def test_a_fault_of_the_user_is_one_message_and_status_2(capsys: pytest.CaptureF
     ["generate", "tiny", "what?", "--stream", "--json"],
     ["generate", "tiny", "what?", "--top-p", "2"],
     ["generate", "tiny", "what?", "--dtype", "int8"],
+    ["generate", "tiny", "what?", "--device", "gpu"],
+    ["generate", "tiny", "what?", "--device", "cuda:99"],
+    ["generate", "tiny", "what?", "--attention", "flash-attn-9"],
     ["limits", "--limit", "no.such=3"],
     ["limits", "--limit", "image.max_pixels=many"],
 ])  # fmt: skip
@@ -97,6 +101,19 @@ class Greeting:
             print(f"hello {name}")
 
 
+class Leaving:
+    @hookimpl
+    def vlmkit_commands(self, commands: Any) -> None:
+        sys.exit(0)
+
+
+class Grouped:
+    @hookimpl
+    def vlmkit_commands(self, commands: Any) -> None:
+        commands.add_typer(show := typer.Typer(), name="show")
+        show.command("half")(lambda: None)
+
+
 class Faulty:
     @hookimpl
     def vlmkit_commands(self, commands: Any) -> None:
@@ -130,7 +147,12 @@ def test_strict_plugins_end_any_command(capsys: pytest.CaptureFixture[str], monk
     assert "plugin half (half 1.0) cannot be loaded: no such device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("plugin", "why"), [(Faulty(), "no more"), (Thief(), "a command of that name already: show")])
+@pytest.mark.parametrize(("plugin", "why"), [
+    (Faulty(), "RuntimeError: no more"),
+    (Thief(), "a command of that name already: show"),
+    (Grouped(), "a command of that name already: show"),
+    (Leaving(), "SystemExit: 0"),
+])  # fmt: skip
 def test_a_broken_plugin_takes_nothing_down(plugin: Any, why: str, capsys: pytest.CaptureFixture[str]) -> None:
     manager = make_manager(entry_points=False, plugins=[plugin, Greeting()])
     app = make_app(manager)
@@ -141,7 +163,8 @@ def test_a_broken_plugin_takes_nothing_down(plugin: Any, why: str, capsys: pytes
     assert end.value.code == 0
     names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
     assert "half" not in names
-    assert len([n for n in names if n == "show"]) == 1
+    assert len([c for c in app.registered_commands if c.callback and c.callback.__name__ == "show"]) == 1
+    assert app.registered_groups == []
 
 
 def test_other_failures_have_their_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

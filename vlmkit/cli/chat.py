@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from vlmkit.errors import VlmkitError
 
 from . import arguments as a
 from . import console
-from .generate import load
+from .generate import load, media
 
 HELP = "/image FILE and /video FILE show something with the next question, /new starts anew, /quit ends"
 
@@ -35,22 +36,22 @@ def chat(
     model, processor = load(source, words or [], device, dtype, attention)
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     turns: list[dict[str, Any]] = []
-    shown: list[dict[str, Any]] = [_media("image", path) for path in image or []]
-    shown += [_media("video", path) for path in video or []]
+    shown = media(image or [], video or [])
     print(HELP, file=sys.stderr)
     while (line := _ask()) is not None and line not in ("/quit", "/exit"):
         command, _, rest = line.partition(" ")
-        if command in ("/image", "/video"):
-            shown.append(_media(command[1:], Path(rest.strip()).expanduser()))
+        if command in ("/image", "/video") and rest:
+            file = [Path(os.path.expanduser(rest.strip()))]
+            shown += media(file, []) if command == "/image" else media([], file)
         elif command == "/new":
             turns, shown = [], []
         elif command.startswith("/"):
             print(HELP, file=sys.stderr)
         elif line:
             asked = {"role": "user", "content": [*shown, {"type": "text", "text": line}]}
-            answer = _answer(model, processor, [*turns, asked], how)
+            answer, shown = _answer(model, processor, [*turns, asked], how), []
             if answer is not None:
-                turns, shown = [*turns, asked, {"role": "assistant", "content": answer}], []
+                turns += [asked, {"role": "assistant", "content": answer}]
 
 
 def _ask() -> str | None:
@@ -60,12 +61,8 @@ def _ask() -> str | None:
     return line.strip() if line else None
 
 
-def _media(kind: str, path: Path) -> dict[str, str]:
-    return {"type": kind, kind: str(path)}
-
-
 def _answer(model: Any, processor: Any, turns: list[dict[str, Any]], how: dict[str, Any]) -> str | None:
-    """Print an answer as it comes. A turn that fails is forgotten; so is the rest of one that is interrupted."""
+    """Print an answer as it comes: None when the turn failed, what there was when it was interrupted."""
     said: list[str] = []
     try:
         for piece in vlmkit.stream(model, processor, turns, **how):

@@ -21,7 +21,7 @@ More = Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="La
 
 
 def diff(a: A, b: B, words: More = None, json: Json = False) -> None:
-    """What differs between two presets, and what that changes in tokens, parameters and bytes."""
+    """What differs between two presets, in fields, tokens and bytes."""
     one, two = vlmkit.compose(a), vlmkit.compose(b, *(words or ()))
     said = [{path: s.value for path, s in sources(p).items() if path not in ("name", "about")} for p in (one, two)]
     fields = changes(*said)

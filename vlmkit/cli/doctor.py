@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "safetensors", "pillow
 
 
 def doctor(json: Json = False) -> None:
-    """Versions, devices, attention backends, plugins and what is wrong with them."""
+    """Versions, devices, attention backends, and broken plugins."""
     with console.progress("looking at torch and its devices"):
         devices = _devices()
     versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),
@@ -35,7 +35,7 @@ def doctor(json: Json = False) -> None:
     print()
     console.columns(backends.items(), ("attention", ""))
     print()
-    outside = [(name, package) for name, package in manager.packages.items() if not name.startswith("vlmkit")]
+    outside = [(name, package) for name, package in manager.packages.items() if package != "vlmkit"]
     console.columns(outside or [("no plugins installed", "")], ("plugins", ""))
     for plugin in manager.broken:
         console.warn(f"error: plugin {plugin.plugin} ({plugin.package}) is broken: {plugin.reason}")
@@ -44,9 +44,10 @@ def doctor(json: Json = False) -> None:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    cores = torch.get_num_threads()
+    threads = torch.get_num_threads()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    found = [{"device": "cpu", "name": f"{platform.machine()}, {cores} threads", "memory": pages}]
+    name = f"{platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    found = [{"device": "cpu", "name": name, "memory": pages}]
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         found.append({"device": f"cuda:{i}", "name": about.name, "memory": about.total_memory})

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmkit.errors import VlmkitError
+
 from . import console
 from .arguments import Out
 from .tokens import skeleton, split
@@ -27,7 +29,10 @@ def explain(
         str | None, typer.Option(help="Also answer this, and draw what each word looked at; needs the weights.")
     ] = None,
 ) -> None:
-    """Draw how a picture or clip becomes tokens: tiles, padding that is thrown away, order, newlines."""
+    """Draw how a picture or clip becomes tokens.
+
+    Tiles, padding that is thrown away, the order of tokens, newlines, and the shape after each step.
+    """
     preset, files = split(words)
     if len(files) != 1:
         raise typer.BadParameter("one picture or clip at a time")
@@ -37,8 +42,11 @@ def explain(
         model = skeleton(preset)
         planned = visual.plan(model, files[0])
         panels, origin = explain.panels(model, planned, planned.cut())
+        if ask is not None and origin is None:
+            raise VlmkitError("its packer has weights, so nobody can tell which patches a token is made of",
+                              where="--ask", hint="leave --ask out")
         if ask is not None and origin is not None:
-            panels.insert(2, _asked(preset, files[0], planned.layout.kind, ask, origin))
+            panels.insert(-1, _asked(preset, files[0], planned.layout.kind, ask, origin))
         about = f"{planned.tokens:,} tokens. {preset.about.strip()}"
         page.write(out, f"{files[0].name} in {preset.name}", about, panels)
     print(f"{planned.tokens:,} tokens; wrote {out}")

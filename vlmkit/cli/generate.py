@@ -40,7 +40,7 @@ def generate(
 ) -> None:
     """Answer a question about pictures and clips."""
     if stream and json:
-        raise typer.BadParameter("--stream and --json exclude each other")
+        raise typer.BadParameter("--stream prints pieces as they come, --json one document at the end: choose one")
     *words, prompt = words
     prompt = sys.stdin.read() if prompt == "-" else prompt
     asked = [question(prompt, image or [], video or [])]
@@ -63,20 +63,39 @@ def generate(
 
 def question(prompt: str, images: list[Path], videos: list[Path]) -> dict[str, Any]:
     """One message: pictures, then clips, then the words."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": str(path)} for path in images]
-    content += [{"type": "video", "video": str(path)} for path in videos]
-    return {"role": "user", "content": [*content, {"type": "text", "text": prompt}]}
+    return {"role": "user", "content": [*media(images, videos), {"type": "text", "text": prompt}]}
+
+
+def media(images: list[Path], videos: list[Path]) -> list[dict[str, str]]:
+    """The content parts of pictures, then of clips."""
+    named = [("image", path) for path in images] + [("video", path) for path in videos]
+    return [{"type": kind, kind: str(path)} for kind, path in named]
 
 
 def load(source: str, words: list[str], device: str, dtype: str | None, attention: str) -> tuple[VLM, Any]:
-    """A model and its processor, with the names of the command line turned into torch's."""
+    """A model and its processor; what this machine cannot do is told before anything is read."""
     with console.progress(f"loading {source}"):
         import torch
 
         names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if dtype is not None and dtype not in names:
             raise typer.BadParameter(f"no dtype named {dtype!r}; there are: {', '.join(names)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        backends = ["auto", *vlmkit.registry.names("attention")]
+        if attention not in backends:
+            raise typer.BadParameter(f"no attention named {attention!r}; there are: {', '.join(backends)}")
         kind = names[dtype] if dtype else None
-        return vlmkit.load(source, *words, device=device, dtype=kind, attention=attention)
+        return vlmkit.load(source, *words, device=_device(device), dtype=kind, attention=attention)
+
+
+def _device(name: str) -> str:
+    """A device that works here; `auto` is a GPU when there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such name or number, no driver; torch without CUDA asserts
+        why = str(error).partition("\n")[0]
+        raise typer.BadParameter(f"device {name!r} cannot be used here: {why}; `vlmkit doctor` lists them") from None
+    return name

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmkit import __version__
-from vlmkit.errors import VlmkitError, clean
+from vlmkit.errors import PluginConflictError, VlmkitError, clean
 from vlmkit.limits import set_word
 from vlmkit.plugins import Broken, Manager, default
 
@@ -53,8 +53,9 @@ def make_app(manager: Manager) -> typer.Typer:
     app.callback()(_options)
     if not manager.has_plugin("vlmkit.cli"):
         manager.accept(sys.modules["vlmkit.cli"], "vlmkit.cli")
+    names: set[str] = set()
     for hook in sorted(manager.hook.vlmkit_commands.get_hookimpls(), key=lambda h: h.plugin_name != "vlmkit.cli"):
-        _add(app, hook.function, hook.plugin_name, manager)
+        names |= _add(app, hook.function, hook.plugin_name, manager, names)
     return app
 
 
@@ -72,27 +73,24 @@ def hoist(words: list[str]) -> list[str]:
     return [*front, *rest, *words[max(i, end) :]]
 
 
-def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager) -> None:
+def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager, taken: set[str]) -> set[str]:
     """A plugin's commands, tried on an application of their own first: a broken one takes nothing else down."""
     trial = typer.Typer()
     trial.command("nothing")(lambda: None)
-    taken = {_name(c) for c in app.registered_commands}
     try:
         hook(trial)
-        typer.main.get_command(trial)
-        twice = taken & {_name(c) for c in trial.registered_commands[1:]}
-        if twice:
-            raise ValueError(f"there is a command of that name already: {', '.join(sorted(twice))}")
-    except Exception as error:
-        manager.broken.append(Broken(plugin, manager.packages.get(plugin, ""), clean(error)))
-        console.warn(f"plugin {plugin} is broken, its commands are left out: {error}")
-        return
+        group: Any = typer.main.get_command(trial)
+        names = set(group.commands) - {"nothing"}
+        if twice := taken & names:
+            raise PluginConflictError(f"there is a command of that name already: {', '.join(sorted(twice))}")
+    except (Exception, SystemExit) as error:
+        package = manager.packages.get(plugin, "")
+        manager.broken.append(Broken(plugin, package, clean(f"{type(error).__name__}: {error}")))
+        console.warn(f"plugin {plugin} ({package}) is broken, its commands are left out: {manager.broken[-1].reason}")
+        return set()
     app.registered_commands += trial.registered_commands[1:]
     app.registered_groups += trial.registered_groups
-
-
-def _name(command: Any) -> str:
-    return str(command.name or command.callback.__name__.replace("_", "-"))
+    return names
 
 
 def _version(asked: bool) -> None:

@@ -11,7 +11,7 @@ from .arguments import Json
 
 
 def plugins(json: Json = False) -> None:
-    """The plugins that were found, what each offers, and why a broken one is broken."""
+    """What each plugin offers, and why a broken one is broken."""
     manager = default()
     parts = Counter(name for name, _ in manager.parts)
     folders = Counter(name for name, _ in manager.presets)

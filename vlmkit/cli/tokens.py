@@ -26,7 +26,7 @@ def tokens(
     together: Annotated[bool, typer.Option("--together", help="As parts of one conversation.")] = False,
     json: Json = False,
 ) -> None:
-    """How many tokens pictures and clips become, from their headers alone."""
+    """How many tokens pictures and clips become, from headers alone."""
     preset, files = split(words)
     with console.progress("counting"):
         from vlmkit.view.visual import is_clip, plan

@@ -35,7 +35,10 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume needs.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the training in this folder stopped.")] = False,
 ) -> None:
-    """Train a model from the beginning, as a run describes; it is saved in the folder `model` inside DIR."""
+    """Train a model from the beginning, as a run describes.
+
+    It is saved in the folder `model` inside DIR.
+    """
     run = vlmkit.compose(*words)
     if not isinstance(run, Run):
         raise PresetError("says nothing about training", where=f"preset {run.name}",
@@ -97,13 +100,14 @@ def _told(steps: int) -> Iterator[Callable[[Done], None]]:
     """What is called after each step: it moves a bar on a terminal, else it prints a line now and then."""
     pace = Pace(steps)
     if not console.lively(sys.stderr):
-        said = [float("-inf")]
+        said = float("-inf")
 
         def line(done: Done) -> None:
+            nonlocal said
             text, now = pace.tell(done), time.perf_counter()
-            if now - said[0] > EVERY or done.step + 1 == steps:
+            if now - said > EVERY or done.step + 1 == steps:
                 print(f"step {done.step + 1} of {steps}  {text}", file=sys.stderr, flush=True)
-                said[0] = now
+                said = now
 
         yield line
         return
