@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import check, parts, presets
+    from .checkpoint.export import export
     from .checkpoint.load import load
     from .checkpoint.native import save
     from .compose.bind import compose
@@ -38,8 +39,8 @@ _HOMES = {
     "MediaError": "errors", "PluginError": "errors", "PresetError": "errors", "ShapeError": "errors",
     "VlmkitError": "errors", "WeightsError": "errors",
     "Part": "hookspecs", "hookimpl": "hookspecs",
-    "build": "model.assemble", "check": "api", "compose": "compose.bind", "generate": "generate",
-    "load": "checkpoint.load", "loss": "train.loss", "parts": "api", "presets": "api",
+    "build": "model.assemble", "check": "api", "compose": "compose.bind", "export": "checkpoint.export",
+    "generate": "generate", "load": "checkpoint.load", "loss": "train.loss", "parts": "api", "presets": "api",
     "save": "checkpoint.native", "stream": "generate",
 }  # fmt: skip
 _MODULES = ("contracts", "errors", "limits", "registry", "types")

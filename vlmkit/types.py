@@ -163,6 +163,19 @@ class Rule(NamedTuple):
     how: Literal["same", "stack", "squeeze"] = "same"
 
 
+class Dressed(NamedTuple):
+    """What a format asks of an export beside the tensors its rules name.
+
+    extra  their name -> a tensor that their layout wants and ours never had
+    rows   of the embedding and the head; more than the decoder has where tokens were added
+    notes  what the user of the export should know
+    """
+
+    extra: dict[str, Tensor]
+    rows: int
+    notes: tuple[str, ...] = ()
+
+
 class Generation(NamedTuple):
     """What one conversation got as its answer."""
 

@@ -85,3 +85,7 @@ class Fields:
 
     def wrong(self, key: str, what: str) -> CheckpointFormatError:
         return CheckpointFormatError(f"{self.at}{key} {what}", where=self.file)
+
+
+def write_json(file: Path, data: JSON) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

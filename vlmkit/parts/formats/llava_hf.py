@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from vlmkit.contracts import PartConfig
 from vlmkit.errors import CheckpointFormatError
-from vlmkit.types import Described, Rule
+from vlmkit.types import Described, Dressed, Rule
 
 from . import tables
 from .files import Fields, read_json
 from .hf_folder import describe
+from .hf_write import dress
 
 if TYPE_CHECKING:
     from vlmkit.compose.preset import Preset
+    from vlmkit.model.vlm import VLM
 
 TYPES = ("llava", "vipllava", "llava_next", "llava_next_video", "llava_onevision", "video_llava")
 
@@ -57,6 +59,9 @@ class LlavaHF:
             Rule("vision_resampler.pool.{p}", "video.packer.conv.{p}"),
             *tables.decoder(body, head, tied),
         ]
+
+    def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:
+        return dress(folder, preset, model)
 
 
 def build(config: Config) -> LlavaHF:

@@ -1,0 +1,260 @@
+"""A composition as a folder of transformers: which of its classes it is, and every file that says so.
+
+What `hf_config` and `hf_folder` read, read backwards. A part that no class knows raises PresetError with its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmkit.types import Dressed
+
+from . import hf_words
+from .files import JSON, write_json
+from .hf_sight import Sight, homeless
+
+if TYPE_CHECKING:
+    from vlmkit.compose.preset import Preset
+    from vlmkit.model.vlm import VLM
+
+CLASSES = {  # model_type -> model, processor, image processor, video processor
+    "llava": ("LlavaForConditionalGeneration", "LlavaProcessor", "", ""),
+    "vipllava": ("VipLlavaForConditionalGeneration", "LlavaProcessor", "", ""),
+    "llava_next": ("LlavaNextForConditionalGeneration", "LlavaNextProcessor", "LlavaNextImageProcessor", ""),
+    "llava_next_video": ("LlavaNextVideoForConditionalGeneration", "LlavaNextVideoProcessor",
+                         "LlavaNextImageProcessor", "LlavaNextVideoVideoProcessor"),
+    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionProcessor",
+                        "LlavaOnevisionImageProcessor", "LlavaOnevisionVideoProcessor"),
+    "video_llava": ("VideoLlavaForConditionalGeneration", "VideoLlavaProcessor", "VideoLlavaImageProcessor",
+                    "VideoLlavaVideoProcessor"),
+}  # fmt: skip
+FITS = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}
+
+# The values of a preset that a class has a meaning for, the usual one first. None: also where there is no such section.
+EVERY: JSON = {"tower.use": ["timm"], "projector.use": ["mlp"], "projector.depth": [2], "decoder.use": ["transformer"],
+               "image.tower": [None], "image.projector": [None], "video.tower.use": ["timm", None],
+               "video.projector": [None]}  # fmt: skip
+SQUARE: JSON = {"image.tiler.use": ["square"], "image.packer.newline": ["none"]}
+GRID: JSON = {"image.tiler.use": ["anyres"], "image.packer.unpad": [True], "image.packer.newline": ["row"],
+              "projector.norm": [None]}  # fmt: skip
+CLIPS: JSON = {"video.sampler.use": ["uniform", None], "video.sampler.rule": ["floor", None],
+               "video.tiler.use": ["square", None], "chat.clip": ["", None]}  # fmt: skip
+MEANS: dict[str, JSON] = {
+    "llava": SQUARE | {"video.packer.use": ["flat", None], "video.packer.newline": ["none", None]},
+    "vipllava": SQUARE | {"video.packer.use": ["flat", None], "video.packer.newline": ["none", None],
+                          "projector.bias": [True]},
+    "llava_next": GRID | {"image.tiler.together": ["tiles"], "image.packer.budget": [None]},
+    "llava_next_video": GRID | CLIPS | {
+        "image.tiler.together": ["tiles"], "image.packer.budget": [None], "video.tiler.fit": ["crop"],
+        "video.packer.use": ["frames"], "video.packer.pool": ["average", "max", "conv"], "video.packer.stride": [2],
+        "video.packer.when": ["before"], "video.packer.newline": ["none"]},
+    "llava_onevision": GRID | CLIPS | {
+        "image.tiler.together": ["square"], "image.tiler.fit": ["pad"], "video.tiler.fit": ["squash", None],
+        "video.packer.use": ["frames", None], "video.packer.pool": ["bilinear", None],
+        "video.packer.stride": [2, None], "video.packer.when": ["after", None], "video.packer.newline": ["end", None]},
+    "video_llava": SQUARE | CLIPS | {"image.tiler.fit": ["crop"], "video.tiler.fit": ["crop"],
+                                     "video.packer.use": ["flat"], "video.packer.newline": ["none"],
+                                     "projector.norm": [None]},
+}  # fmt: skip
+USUAL = {  # a part that has a home, written out, for those whose fields must be named
+    "projector": "{use: mlp, depth: 2}", "decoder": "transformer", "image.packer": "flat or anyres",
+    "video.packer": "flat or frames"}  # fmt: skip
+
+
+def dress(folder: Path, preset: Preset, model: VLM) -> Dressed:
+    """Write every file but the weights beside the tokenizer.json that lies in the folder."""
+    kind = _kind(preset)
+    for path, values in (EVERY | MEANS[kind]).items():
+        _means(preset, path, values, kind)
+    sight = Sight.of(model.tower, preset.tower, "tower")
+    _fits(kind, preset, sight, model)
+    processor = CLASSES[kind][1]
+    words = hf_words.dress(folder, preset, "video" in kind or kind == "llava_onevision", processor)
+    dtype = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
+    write_json(folder / "config.json", _config(kind, preset, sight, words, dtype))
+    _processors(folder, kind, preset, sight, words, model)
+    seen = ("image_tower", "video_tower") if kind == "video_llava" else ("vision_tower",)
+    extra = {f"{name}.vision_model.{key}": tensor for name in seen for key, tensor in sight.unapplied().items()}
+    notes = [*sight.notes(), *words.notes]
+    if kind in ("llava", "vipllava") and preset.video:
+        notes.append(f"video: transformers' {kind} takes no clips; give it the frames as pictures")
+    return Dressed(extra, words.rows, tuple(notes))
+
+
+def _kind(preset: Preset) -> str:
+    image, video = preset.image, preset.video
+    if image is None:
+        raise homeless("image", "a model that sees no pictures", "image={tiler: {use: square}, packer: flat}")
+    if video and video.tower:
+        return "video_llava"
+    if image.packer.use == "flat":
+        return "vipllava" if getattr(preset.projector, "norm", None) else "llava"
+    if image.packer.use != "anyres":
+        raise homeless("image.packer", image.packer.use, "image.packer=flat or image.packer=anyres")
+    if getattr(image.tiler, "together", "") == "square" or getattr(image.packer, "budget", None) is not None:
+        return "llava_onevision"
+    return "llava_next_video" if video else "llava_next"
+
+
+def _means(preset: Preset, path: str, values: list[Any], kind: str) -> None:
+    """Raise where a preset's value is none that the class has a meaning for."""
+    found: Any = preset
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if found in values:
+        return
+    part, _, field = path.rpartition(".")
+    usual = json.dumps(values[0]).strip('"')
+    if field == "use":
+        raise homeless(part, str(found), f"{part}={USUAL.get(part, usual)}", kind)
+    raise homeless(path, getattr(found, "use", None) or repr(found), f"{path}={usual}", kind)
+
+
+def _fits(kind: str, preset: Preset, sight: Sight, model: VLM) -> None:
+    """What no single field tells."""
+    keep = getattr(preset.tower, "prefix", "drop") == "keep" and sight.prefix
+    if keep and kind not in ("llava", "video_llava"):
+        raise homeless("tower.prefix", "keep", "tower.prefix=drop", kind)
+    if kind == "vipllava" and not sight.prefix:
+        raise homeless("tower.model", "a tower without a class token", "a CLIP tower", kind)
+    if kind == "llava_next_video" and sight.grid % 2:
+        raise homeless("video.packer.stride", f"a grid of {sight.grid} x {sight.grid} in steps of 2",
+                       "tower.options.img_size that gives an even grid", kind)
+    budget = getattr(preset.image.packer, "budget", None) if preset.image else None
+    if budget is not None and budget != int(budget):
+        raise homeless("image.packer.budget", str(budget), f"image.packer.budget={round(budget)}", kind)
+    if kind == "video_llava" and preset.video:
+        own = Sight.of(model.stream("video").tower, preset.video.tower, "video.tower")
+        if own.config != sight.config or own.layer != sight.layer:
+            raise homeless("video.tower", "another tower than the pictures'", "video.tower as tower is", kind)
+        if own.prefix and getattr(preset.video.tower, "prefix", "") != "keep":
+            raise homeless("video.tower.prefix", "drop", "video.tower.prefix=keep", kind)
+
+
+def _config(kind: str, preset: Preset, sight: Sight, words: hf_words.Words, dtype: str) -> JSON:
+    projector: Any = preset.projector
+    text = text_config(preset.decoder, words.rows) | words.said
+    said: JSON = {
+        "architectures": [CLASSES[kind][0]], "model_type": kind, "torch_dtype": dtype,
+        "image_token_index": words.mark("image"), "projector_hidden_act": projector.act,
+        "image_seq_length": _tokens(preset, sight), "tie_word_embeddings": text["tie_word_embeddings"],
+        "text_config": text, "vision_config": sight.config}  # fmt: skip
+    if words.pad:
+        said["pad_token_id"] = words.ids[words.pad]
+    if kind == "vipllava":
+        said |= {"vision_feature_layers": sight.layer, "projector_layernorm_eps": projector.norm}
+    else:
+        said |= {"vision_feature_layer": sight.layer, "vision_feature_select_strategy": _strategy(preset, sight),
+                 "multimodal_projector_bias": projector.bias}
+    if kind in ("llava_next_video", "llava_onevision", "video_llava"):
+        said["video_token_index"] = words.mark("video")
+    if kind == "llava_next_video":
+        packer: Any = preset.video and preset.video.packer
+        said |= {"spatial_pool_mode": packer.pool, "spatial_pool_stride": packer.stride}
+    if kind in ("llava_next", "llava_next_video", "llava_onevision"):
+        said["image_grid_pinpoints"] = _pinpoints(preset, sight)
+    if kind == "llava_onevision":
+        said["vision_aspect_ratio"] = _ratio(preset)
+    return said
+
+
+def text_config(decoder: Any, rows: int) -> JSON:
+    """The section `decoder` as a language model's configuration. `rows`: of the embedding."""
+    family = _family(decoder)
+    said: JSON = {
+        "model_type": family, "vocab_size": rows, "hidden_size": decoder.width, "intermediate_size": decoder.ffn,
+        "num_hidden_layers": decoder.layers, "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads, "hidden_act": "silu", "rms_norm_eps": decoder.eps,
+        "max_position_embeddings": decoder.context, "rope_theta": decoder.theta, "rope_scaling": None,
+        "tie_word_embeddings": decoder.tied, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if family != "qwen2" or decoder.head * decoder.heads != decoder.width:
+        said["head_dim"] = decoder.head
+    if family in ("llama", "qwen3"):
+        said["attention_bias"] = False
+    if family != "llama":
+        said["sliding_window"] = decoder.window
+    if family in ("qwen2", "qwen3"):
+        slides = decoder.window is not None
+        said |= {"use_sliding_window": slides, "max_window_layers": 0 if slides else decoder.layers}
+    return said | _rope(decoder)
+
+
+def _family(decoder: Any) -> str:
+    """The family that has these biases, norms and windows; its own name where that fits."""
+    fits = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+    found = [name for name, has in fits.items() if has == (decoder.bias, decoder.norms)
+             and (name != "llama" or decoder.window is None)]
+    if not found:
+        raise homeless("decoder", "a bias and norms at once", "decoder.norms=false, or decoder.bias=false")
+    return str(decoder.family) if decoder.family in found else found[0]
+
+
+def _rope(decoder: Any) -> JSON:
+    rope = decoder.rope
+    if rope.type == "none":
+        return {}
+    scaling: JSON = {"rope_type": rope.type, "type": rope.type, "factor": rope.factor}
+    if rope.type == "llama3":
+        scaling |= {"low_freq_factor": rope.low, "high_freq_factor": rope.high,
+                    "original_max_position_embeddings": rope.original or decoder.context}
+        return {"rope_scaling": scaling}
+    before = rope.original or math.ceil(decoder.context / rope.factor)
+    return {"rope_scaling": scaling, "max_position_embeddings": before}
+
+
+def _strategy(preset: Preset, sight: Sight) -> str:
+    return "default" if sight.prefix and getattr(preset.tower, "prefix", "drop") == "drop" else "full"
+
+
+def _tokens(preset: Preset, sight: Sight) -> int:
+    """Of one tile."""
+    return sight.grid**2 + (sight.prefix if _strategy(preset, sight) == "full" else 0)
+
+
+def _pinpoints(preset: Preset, sight: Sight) -> list[list[int]]:
+    tiler: Any = preset.image and preset.image.tiler
+    return [[rows * sight.side, cols * sight.side] for rows, cols in tiler.choices]
+
+
+def _ratio(preset: Preset) -> str:
+    """Without a budget: one that no grid exceeds."""
+    image: Any = preset.image
+    most = image.packer.budget or max(rows * cols for rows, cols in image.tiler.choices)
+    return f"anyres_max_{int(most)}"
+
+
+def _processors(folder: Path, kind: str, preset: Preset, sight: Sight, words: hf_words.Words, model: VLM) -> None:
+    """processor_config.json, preprocessor_config.json, and video_preprocessor_config.json where there are clips."""
+    image: Any = preset.image
+    _, processor, pictures, clips = CLASSES[kind]
+    said: JSON = {"processor_class": processor, "image_token": words.marks["image"],
+                  "vision_feature_select_strategy": _strategy(preset, sight)}
+    if clips:
+        said["video_token"] = words.marks["video"]
+    if kind == "llava_onevision":
+        said |= {"num_image_tokens": sight.grid**2 + sight.prefix, "vision_aspect_ratio": _ratio(preset)}
+    else:
+        said |= {"patch_size": sight.patch, "num_additional_image_tokens": sight.prefix}
+    write_json(folder / "processor_config.json", said)
+
+    squash = {"size": {"height": sight.side, "width": sight.side}}
+    crop = {"size": {"shortest_edge": sight.side}, "do_center_crop": True,
+            "crop_size": {"height": sight.side, "width": sight.side}}  # fmt: skip
+    looks = {"processor_class": processor, "do_convert_rgb": True, "do_resize": True, "resample": 3, "do_rescale": True,
+             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(model.tower.mean),
+             "image_std": list(model.tower.std)}  # fmt: skip
+    shape: JSON = squash if kind == "llava_onevision" or (not pictures and image.tiler.fit == "squash") else crop
+    if kind in ("llava_next", "llava_next_video", "llava_onevision"):
+        shape = shape | {"do_pad": True, "image_grid_pinpoints": _pinpoints(preset, sight)}
+    elif kind != "video_llava" and image.tiler.fit == "pad":
+        shape = shape | {"do_pad": True}
+    name = pictures or FITS[image.tiler.fit]
+    write_json(folder / "preprocessor_config.json", {"image_processor_type": name, **looks, **shape})
+    if clips:
+        own = squash if kind == "llava_onevision" else crop
+        frames = {"num_frames": preset.video.sampler.frames} if preset.video else {}  # type: ignore[attr-defined]
+        write_json(folder / "video_preprocessor_config.json",
+                   {"video_processor_type": clips, **looks, **own, **frames})
