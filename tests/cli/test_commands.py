@@ -193,6 +193,10 @@ def test_chat_forgets_what_failed(picture: Path, monkeypatch: pytest.MonkeyPatch
     assert captured.err.count("nothing.png: no such file") == 1
 
 
-def test_generate_without_weights_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "llava-1.5-7b", "projector=linear", "What?"]) == 3
-    assert "weights" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "said"), [
+    (("tiny", "weights=[]"), "no weights are named"),
+    (("llava-1.5-7b", "projector=linear"), "llava-hf/llava-1.5-7b-hf"),
+])  # fmt: skip
+def test_generate_without_weights_says_so(words: tuple[str, ...], said: str, capsys: Any) -> None:
+    assert main(["generate", *words, "What?"]) == 3
+    assert said in capsys.readouterr().err

@@ -185,6 +185,11 @@ def test_other_failures_have_their_own_status(monkeypatch: pytest.MonkeyPatch, c
         main([])
 
 
+def test_the_list_of_commands_cuts_nothing_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     app = make_app(make_manager(entry_points=False))
     for command in app.registered_commands:

@@ -40,8 +40,9 @@ def test_anyres_unpads_and_ends_each_row() -> None:
     assert not used[:, 77:].any()
 
 
-def test_flat_keeps_the_class_token_of_each_frame() -> None:
-    found = origin("video-llava-7b-hf", layout=Layout("video", 240, 320, frames=8))
+@pytest.mark.parametrize("preset", ["video-llava-7b-hf", "video-llava-7b"])  # the latter's tower takes whole clips
+def test_flat_keeps_the_class_token_of_each_frame(preset: str) -> None:
+    found = origin(preset, layout=Layout("video", 240, 320, frames=8))
     assert len(found.tokens) == 2056
     assert [i for i, t in enumerate(found.tokens) if t.kind == "prefix"] == [257 * i for i in range(8)]
     assert found.tokens[-1][1:] == (7, 15.0, 15.0)

@@ -28,7 +28,7 @@ def check(
     every: Annotated[bool, typer.Option("--all", help="Every preset there is, one line each.")] = False,
     json: Json = False,
 ) -> None:
-    """Rehearse without weights: do the parts fit, how many parameters, tokens and bytes is it?"""
+    """Rehearse without weights: shapes, parameters, tokens, bytes."""
     if every:
         return _every(json)
     if not words:

@@ -58,7 +58,7 @@ def trace(model: VLM, layout: Layout) -> Trace | None:
         return None
     tower = model.tower if stream.tower is None else stream.tower
     project = model.projector if stream.projector is None else stream.projector
-    seen = tower(torch.empty(1, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
+    seen = tower(torch.empty(layout.tiles, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
     where = coordinates(seen, layout).requires_grad_()
     separators = {name: torch.eye(where.shape[2])[4] for name in stream.packer.separators}
     packed = stream.packer(seen._replace(tokens=where), [layout], stand_in(project, tower.width), separators)[0]
