@@ -196,5 +196,5 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         callback = command.callback
         assert callback is not None
         assert isinstance(sys.modules[callback.__module__], ModuleType)
-        assert main([callback.__name__, "--help"]) == 0
+        assert main([command.name or callback.__name__, "--help"]) == 0
         assert (callback.__doc__ or "").splitlines()[0] in " ".join(capsys.readouterr().out.split())
