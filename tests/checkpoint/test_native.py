@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vlmkit
-from vlmkit.checkpoint import native
+from vlmkit.checkpoint import native, shards
+from vlmkit.checkpoint.tensors import NUMBERS
 from vlmkit.errors import (
     CheckpointCorruptError,
     CheckpointFormatError,
@@ -297,6 +298,91 @@ def test_a_preset_goes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch: 
         vlmkit.load("llava-1.5-7b")
     with pytest.raises(WeightsError, match=r"neither preset\.yaml with lock\.json"):
         vlmkit.load(Path("llava-1.5-7b"))
+
+
+def test_shards(small: Small, tmp_path: Path) -> None:
+    model, processor = small
+    whole = vlmkit.save(model, processor, tmp_path / "whole")
+    folder = vlmkit.save(model, processor, tmp_path / "parts", max_shard_size=50_000)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2
+    assert [f.name for f in files] == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    parts = {f.name: load_file(f) for f in files}  # as the library reads them
+    assert index["weight_map"] == {name: file for file, part in parts.items() for name in part}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in model.state_dict().values())
+    assert max(sum(t.nbytes for t in part.values()) for part in parts.values() if len(part) > 1) <= 50_000
+    assert same({n: t for part in parts.values() for n, t in part.items()}, model.state_dict())
+    assert same(vlmkit.load(folder)[0].state_dict(), model.state_dict())
+    single = vlmkit.save(*vlmkit.load(folder), tmp_path / "again")
+    assert contents(single) == contents(whole)
+    vlmkit.save(model, processor, folder)  # in one file again, and no shard stays
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lost", "swapped", "unlocked"])
+def test_damage_to_a_shard_is_found(small: Small, tmp_path: Path, damage: str) -> None:
+    folder = vlmkit.save(*small, tmp_path / "m", max_shard_size=50_000)
+    for file in sorted(folder.glob("*.safetensors*")):
+        data = file.read_bytes()
+        if damage == "flip":
+            file.write_bytes(data[:-9] + bytes([data[-9] ^ 4]) + data[-8:])
+        elif damage == "cut":
+            file.write_bytes(data[:-1])
+        elif damage == "lost":
+            file.unlink()
+        elif damage == "swapped":
+            file.write_bytes(next(p for p in sorted(folder.iterdir()) if p != file).read_bytes())
+        else:
+            (folder / f"more-{file.name}").write_bytes(data)
+        with pytest.raises((CheckpointCorruptError, CheckpointFormatError), match=file.name):
+            vlmkit.load(folder)
+        file.write_bytes(data)
+        (folder / f"more-{file.name}").unlink(missing_ok=True)
+    assert same(small[0].state_dict(), vlmkit.load(folder)[0].state_dict())
+
+
+@pytest.mark.parametrize("size", [50_000, 1 << 30], ids=["shards", "one file"])
+def test_tied_weights_are_written_once(small: Small, tmp_path: Path, size: int) -> None:
+    """A part may give one weight two names; both are there again after loading."""
+    processor = small[1]
+    model = vlmkit.build(processor.preset, seed=3)
+    first, second = "decoder.blocks.0.mlp.gate.weight", "decoder.blocks.0.mlp.up.weight"
+    mlp = model.decoder.blocks[0].mlp
+    mlp.up.weight = mlp.gate.weight
+    folder = vlmkit.save(model, processor, tmp_path / "m", max_shard_size=size)
+    names = [n for f in folder.glob("*.safetensors") for n in load_file(f)]
+    assert first in names
+    assert second not in names
+    assert len(names) == len(model.state_dict()) - 1
+    assert same(model.state_dict(), vlmkit.load(folder)[0].state_dict())
+    written = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    untied = vlmkit.save(vlmkit.build(processor.preset, seed=3), processor, tmp_path / "untied", max_shard_size=size)
+    assert sum(f.stat().st_size for f in untied.glob("*.safetensors")) - written > mlp.up.weight.nbytes
+
+
+def test_any_tensor_can_be_written(tmp_path: Path) -> None:
+    """As the library reads it: any layout in memory, every kind of number, views of one storage."""
+    base = torch.arange(24.0).view(2, 3, 4)
+    tensors = {"base": base, "view": base[1], "turned": base.permute(2, 0, 1), "step": base[..., ::2],
+               "one": base[0, 0, 0], "none": base[:0], "expanded": base[0, 0, :1].expand(5), "flag": base > 5,
+               "image": base[None].to(memory_format=torch.channels_last)}  # fmt: skip
+    tensors |= {name: base.to(dtype, copy=True) for name, dtype in NUMBERS.items() if dtype != torch.bool}
+    written = shards.write(tensors, tmp_path, 1 << 30)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].double(), tensor.double())
+    assert written == {"model.safetensors": native.digest(tmp_path / "model.safetensors")}
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta")])
+def test_what_cannot_be_written(tmp_path: Path, tensor: Tensor) -> None:
+    with pytest.raises(WeightsError, match=r"'a\.b' is .* cannot be stored"):
+        shards.write({"a.b": tensor}, tmp_path, 1 << 30)
+    with pytest.raises(WeightsError, match="cannot be stored"):
+        shards.write({"a b": torch.zeros(1)}, tmp_path, 1 << 30)
 
 
 def test_the_lock_names_packages_of_parts(small: Small, folder: Path) -> None:

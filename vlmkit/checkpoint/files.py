@@ -53,8 +53,8 @@ def conversion(pickled: list[str]) -> str:
     first = next((n for n in pickled if n.startswith("pytorch_model")), pickled[0])
     ending = Path(first).suffix
     some = f"pytorch_model*{ending}" if first.startswith("pytorch_model") else first
-    return ('python -c "import glob, torch, safetensors.torch as s; [s.save_file({k: t.contiguous().clone() for k, t in '
-            "torch.load(f, 'cpu', weights_only=True).items()}, "
+    return ('python -c "import glob, torch, safetensors.torch as s; [s.save_file({k: t.contiguous().clone() for k, t '
+            "in torch.load(f, 'cpu', weights_only=True).items()}, "
             f"f[:-{len(ending)}] + '.safetensors') for f in glob.glob('{some}')]\"")
 
 

@@ -16,6 +16,7 @@ from ..errors import WeightsError
 from .files import INDEX, ONE
 from .tensors import NUMBERS, PLAIN, finite
 
+LINE = 256  # bytes for a tensor in a header and an index
 NAMES = {dtype: name for name, dtype in NUMBERS.items()}
 Digests = dict[str, dict[str, Any]]  # file -> bytes, sha256
 
@@ -44,14 +45,15 @@ def write(tensors: Mapping[str, Tensor], folder: Path, most: int) -> Digests:
         digests[file] = _file(folder / file, shard, notes)
         homes |= dict.fromkeys([*shard, *notes], file)
     if total > 1:
-        index = {"metadata": {"total_size": size(tensors)}, "weight_map": dict(sorted(homes.items()))}
+        total_size = sum(tensor.nbytes for tensor in kept.values())
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(homes.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
     return digests
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all tensors, tied ones once."""
-    return sum(tensor.nbytes for tensor in _once(tensors)[0].values())
+    """Bytes that will be written, about: tensors, tied ones once, and a line of a header for each name."""
+    return sum(tensor.nbytes for tensor in _once(tensors)[0].values()) + LINE * len(tensors)
 
 
 def _once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,6 +20,7 @@ from ..errors import SaveError
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 FULL = (errno.ENOSPC, errno.EDQUOT)
+STANDS = "what stood there before still does"
 LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -36,12 +37,12 @@ def replacing(folder: Path, needs: int = 0) -> Iterator[Path]:
         with _alone(folder) as alone:
             if alone:
                 _sweep(folder)
-            if shutil.disk_usage(folder.parent).free < needs:
-                raise OSError(errno.ENOSPC, "")
+            if (free := shutil.disk_usage(folder.parent).free) < needs:
+                raise _full(folder, needs, needs - free)
             try:
                 beside.mkdir()
                 yield beside
-                for path in (*beside.iterdir(), beside):
+                for path in (*beside.rglob("*"), beside):
                     _sync(path)
                 _put(beside, folder)
             finally:
@@ -144,13 +145,15 @@ def _owner(handle: int) -> str:
 
 def _refused(error: OSError, folder: Path, needs: int) -> SaveError:
     """What went wrong, after all that was written is removed again."""
-    hint = "what stood there before still does"
     if error.errno not in FULL:
-        return SaveError(f"cannot be written: {error.strerror or error}", where=folder, hint=hint)
-    missing = needs - shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
-    told = f"{missing:,} bytes are missing" if missing > 0 else "no room is left"
+        return SaveError(f"cannot be written: {error.strerror or error}", where=folder, hint=STANDS)
+    return _full(folder, needs, needs - shutil.disk_usage(next(p for p in folder.parents if p.exists())).free)
+
+
+def _full(folder: Path, needs: int, missing: int) -> SaveError:
+    told = f"{missing:,} bytes are missing" if missing > 0 else "no room is left"  # a quota, or it was taken meanwhile
     return SaveError(f"the disk is full: {told} of {needs:,}", where=folder, code="VK-SAVE-ROOM",
-                     hint=f"make room or save elsewhere; {hint}")
+                     hint=f"make room or save elsewhere; {STANDS}")
 
 
 def _sync(path: Path) -> None:
