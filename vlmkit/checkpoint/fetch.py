@@ -136,9 +136,11 @@ def _cached(repo: str, revision: str, weights: bool, why: FetchError) -> Path:
     """What an earlier download left in the cache; else the reason why there was none now."""
     from huggingface_hub import try_to_load_from_cache
 
+    if why.code in ("VK-HUB-NAME", "VK-HUB-MISSING"):
+        raise why
     found = (try_to_load_from_cache(repo, name, revision=revision) for name in (*SMALL, ONE, INDEX))
     folder = next((Path(file).parent for file in found if isinstance(file, str)), None)
-    if folder is None or why.code in ("VK-HUB-NAME", "VK-HUB-MISSING"):
+    if folder is None:
         raise why
     try:
         chosen = choose([file.name for file in folder.iterdir()], folder) if weights else []
@@ -174,7 +176,7 @@ def _told(error: Exception, source: str, cut: bool = False) -> FetchError:
         code, what = "MISSING", "the hub has no such repository, or shows it to some only"
         hint = f"see its name; or {LOGIN}"
     elif status == 401:
-        code, what, hint = "ACCESS", "the hub does not accept the token", "see HF_TOKEN, or unset it"
+        code, what, hint = "ACCESS", "the hub wants a token, or another one", "see HF_TOKEN"
     elif status:
         what, hint = f"the hub answered with status {status}", "try again later"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
