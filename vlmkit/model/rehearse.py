@@ -91,8 +91,7 @@ def count(model: VLM, layout: Layout) -> int:
 def _glimpse(model: VLM, kind: str) -> Features:
     """What the tower of a stream makes of as few tiles as it takes, on meta; asked once for both streams."""
     known: dict[VisionTower, Features] = model.__dict__.setdefault("_glimpses", {})
-    own = model.stream(kind).tower
-    tower = model.tower if own is None else own
+    _, tower = model.part(kind, "tower")
     if tower not in known:
         with torch.no_grad():
             tiles = getattr(tower, "frames", 1)
@@ -102,21 +101,19 @@ def _glimpse(model: VLM, kind: str) -> Features:
 
 def _walk(model: VLM, kind: str, shapes: list[tuple[str, str, str, str]]) -> None:
     stream = model.stream(kind)
-    tower_at = "tower" if stream.tower is None else f"{kind}.tower"
-    projector_at = "projector" if stream.projector is None else f"{kind}.projector"
-    tower = model.tower if stream.tower is None else stream.tower
-    project = model.projector if stream.projector is None else stream.projector
+    tower_at, tower = model.part(kind, "tower")
+    projector_at, project = model.part(kind, "projector")
     layout = _imagine(stream, kind, getattr(tower, "frames", 1) > 1)
 
     def step(section: str, part: object, made: Callable[[], Any]) -> Any:
-        shapes.append((section, _name(part), "", ""))
+        shapes.append((section, name_of(part), "", ""))
         result = made()
-        shapes[-1] = (section, _name(part), *_describe(result))
+        shapes[-1] = (section, name_of(part), *_describe(result))
         return result
 
     glimpse = step(tower_at, tower, lambda: _glimpse(model, kind))
     tokens = glimpse.tokens.new_empty(layout.tiles, *glimpse.tokens.shape[1:])
-    shapes[-1] = (tower_at, _name(tower), *_describe(glimpse._replace(tokens=tokens)))
+    shapes[-1] = (tower_at, name_of(tower), *_describe(glimpse._replace(tokens=tokens)))
     with torch.no_grad():
         step(projector_at, project, lambda: project(glimpse))
         packed = step(f"{kind}.packer", stream.packer,
@@ -133,8 +130,9 @@ def _imagine(stream: Stream, kind: str, exact: bool) -> Layout:
     return Layout("video", *IMAGINED, frames=frames)
 
 
-def _name(part: object) -> str:
-    return type(part).__module__.rsplit(".", 1)[-1]
+def name_of(part: object) -> str:
+    """The file a part is written in is its name."""
+    return part.__module__.rsplit(".", 1)[-1]
 
 
 def _describe(result: Features | torch.Tensor) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,11 @@ class VLM(nn.Module):
             raise ShapeError(f"this model takes no {kind}", where=kind, hint=f"give the preset a section `{kind}`")
         return found
 
+    def part(self, kind: str, name: Literal["tower", "projector"]) -> tuple[str, Any]:
+        """What a stream uses, its own or the shared one: the section of the preset, and the module."""
+        own = getattr(self.stream(kind), name)
+        return (name, getattr(self, name)) if own is None else (f"{kind}.{name}", own)
+
     def forward(self, batch: Batch, cache: list[KVCache] | None = None) -> Tensor:
         """Hidden states, sequences laid end to end.   [total, width]"""
         x = self.splice(batch.ids, batch.slots, self.encode(batch.visuals))
@@ -85,7 +90,7 @@ class VLM(nn.Module):
     def _pack(self, kind: str, visuals: list[Visual]) -> list[Tensor]:
         """One tower call for all tiles of a stream."""
         stream = self.stream(kind)
-        tower = self.tower if stream.tower is None else stream.tower
+        _, tower = self.part(kind, "tower")
         features: Features = tower(torch.cat([v.pixels for v in visuals]))
         features = features._replace(tokens=stream.features(features.tokens))
         packed = self.pack(kind, features, [v.layout for v in visuals])
@@ -93,13 +98,13 @@ class VLM(nn.Module):
 
     def pack(self, kind: str, features: Features, layouts: list[Layout]) -> list[Tensor]:
         """Tower features -> one [tokens, width] for each visual. What counts tokens on meta is this same call."""
-        stream = self.stream(kind)
-        exact = getattr(self.tower if stream.tower is None else stream.tower, "frames", 1)
+        section, tower = self.part(kind, "tower")
+        exact = getattr(tower, "frames", 1)
         for layout in layouts:
             if exact > 1 and layout.frames != exact:
                 found, hint = ("a picture", "give pictures another tower") if kind == "image" else (
                     f"a clip of {layout.frames}", f"set video.sampler.frames={exact}")
                 raise ShapeError(f"the tower sees exactly {exact} frames together; this is {found}",
-                                 where=f"{kind}.tower", hint=hint)
-        project = self.projector if stream.projector is None else stream.projector
-        return stream.packer(features, layouts, project, dict(self.separators.items()))
+                                 where=section, hint=hint)
+        _, project = self.part(kind, "projector")
+        return self.stream(kind).packer(features, layouts, project, dict(self.separators.items()))

@@ -56,8 +56,7 @@ def trace(model: VLM, layout: Layout) -> Trace | None:
     stream = model.stream(layout.kind)
     if isinstance(stream.packer, nn.Module) and any(True for _ in stream.packer.parameters()):
         return None
-    tower = model.tower if stream.tower is None else stream.tower
-    project = model.projector if stream.projector is None else stream.projector
+    (_, tower), (_, project) = model.part(layout.kind, "tower"), model.part(layout.kind, "projector")
     seen = tower(torch.empty(layout.tiles, 3, tower.side, tower.side, dtype=torch.uint8, device="meta"))
     where = coordinates(seen, layout).requires_grad_()
     separators = {name: torch.eye(where.shape[2])[4] for name in stream.packer.separators}
