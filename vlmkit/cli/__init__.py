@@ -15,7 +15,9 @@ def vlmkit_commands(commands: Any) -> None:
     from .diff import diff
     from .doctor import doctor
     from .explain import explain
+    from .export import export
     from .generate import generate
+    from .import_ import import_
     from .limits import limits
     from .parts import parts
     from .plugins import plugins
@@ -24,5 +26,6 @@ def vlmkit_commands(commands: Any) -> None:
     from .tokens import tokens
     from .train import train
 
-    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, train, doctor, limits):
-        commands.command()(command)
+    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, import_, export, train,
+                    doctor, limits):  # fmt: skip
+        commands.command(command.__name__.rstrip("_"))(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import vlmkit
@@ -14,11 +15,12 @@ from . import console
 from .arguments import Json
 
 PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "safetensors", "pillow", "av", "omegaconf", "pydantic",
-            "pluggy", "typer", "numpy", "huggingface-hub", "transformers", "flash-attn")  # fmt: skip
+            "pluggy", "typer", "numpy", "huggingface-hub", "transformers", "peft", "bitsandbytes", "torchao",
+            "flash-attn")  # fmt: skip
 
 
 def doctor(json: Json = False) -> None:
-    """Versions, devices, attention backends, and broken plugins."""
+    """Versions, devices, backends, checkpoints, and broken plugins."""
     with console.progress("looking at torch and its devices"):
         devices = _devices()
     versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),
@@ -26,14 +28,19 @@ def doctor(json: Json = False) -> None:
     backends = {entry.name: _usable(entry) for entry in vlmkit.parts("attention")}
     manager = default()
     broken = [b._asdict() for b in manager.broken]
+    formats = {entry.name: entry.summary for entry in vlmkit.parts("format")}
     if json:
-        return console.document({"versions": versions, "devices": devices, "attention": backends,
-                                 "plugins": manager.packages, "broken": broken})  # fmt: skip
+        return console.document({"versions": versions, "devices": devices, "attention": backends, "formats": formats,
+                                 "hub": _hub(), "plugins": manager.packages, "broken": broken})  # fmt: skip
     console.columns([(name, version or "not installed") for name, version in versions.items()], ("versions", ""))
     print()
     console.columns([(d["device"], d["name"], console.amount(d["memory"])) for d in devices], ("devices", "", ""))
     print()
     console.columns(backends.items(), ("attention", ""))
+    print()
+    console.columns([("native", "vlmkit's own folders"), *formats.items()], ("checkpoints", ""))
+    print()
+    console.columns(_hub().items(), ("hub", ""))
     print()
     outside = [(name, package) for name, package in manager.packages.items() if package != "vlmkit"]
     console.columns(outside or [("no plugins installed", "")], ("plugins", ""))
@@ -54,6 +61,17 @@ def _devices() -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         found.append({"device": "mps", "name": "Apple GPU", "memory": pages})
     return found
+
+
+def _hub() -> dict[str, str]:
+    """Where hub ids are looked up. A token is never shown."""
+    from huggingface_hub import constants, get_token
+
+    cache = Path(constants.HF_HUB_CACHE)
+    models = sum(1 for _ in cache.glob("models--*")) if cache.is_dir() else 0
+    return {"cache": f"{cache}, {models} model{'s' * (models != 1)}",
+            "network": "off: HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "used for what the cache lacks",
+            "token": "set" if get_token() else "none, which public models do not need"}  # fmt: skip
 
 
 def _usable(entry: Any) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import vlmkit
 from vlmkit.compose.bind import sources
 from vlmkit.compose.say import shown
+from vlmkit.errors import VlmkitError
 
-from . import console
+from . import console, weights
 from .arguments import Json, Words
+
+if TYPE_CHECKING:
+    from vlmkit.compose.preset import Preset
 
 
 def show(
@@ -19,12 +24,16 @@ def show(
     given: Annotated[bool, typer.Option("--set", help="Only what a file or a word says, no defaults.")] = False,
     json: Json = False,
 ) -> None:
-    """A resolved preset: every value, with the place where it was set."""
+    """A resolved preset: every value, with the place where it was set. Of a folder also what its weights fill."""
     preset = vlmkit.compose(*words)
     found = {path: s for path, s in sources(preset).items() if not (given and s.place == "default")}
+    base = weights.nearest(preset)
+    changed = weights.changes(preset, base) if base else {}
+    lines = filled(preset)
     if json:
         values = {path: {"value": s.value, "from": s.place} for path, s in found.items()}
-        return console.document({"preset": preset.name, "resolved": preset.dump(), "values": values})
+        more = {"nearest": base, "changed": {path: c._asdict() for path, c in changed.items()}, "weights": lines}
+        return console.document({"preset": preset.name, "resolved": preset.dump(), "values": values, **more})
     console.title(preset.name)
     if preset.about:
         print(preset.about.strip())
@@ -38,3 +47,20 @@ def show(
             rows.append(("", "", ""))
         rows.append((path, source.value if isinstance(source.value, str) else shown(source.value), source.place))
     console.columns(rows)
+    if base:
+        print()
+        weights.tell(base, changed)
+    if lines:
+        print("", *lines, sep="\n")
+
+
+def filled(preset: Preset) -> list[str]:
+    """Which section the weights fill, from their headers; nothing is fetched, and what does not fit is told."""
+    if not preset.weights or not all(Path(entry.from_).is_dir() for entry in preset.weights):
+        return []
+    from vlmkit.checkpoint.paper import paper
+
+    try:
+        return paper(preset, verify=False).lines()
+    except VlmkitError as error:
+        return [f"its weights do not load: {error}"]

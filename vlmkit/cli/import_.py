@@ -1,0 +1,61 @@
+"""vlmkit import FOLDER|HUB_ID --out DIR"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import vlmkit
+
+from . import arguments as a
+from . import console, weights
+
+if TYPE_CHECKING:
+    from vlmkit.compose.preset import Preset
+
+
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FOLDER|HUB_ID", help="Weights in any layout that vlmkit knows.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Presets or key=value.")] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    json: a.Json = False,
+) -> None:
+    """Turn weights of any known layout into a vlmkit folder.
+
+    Every tensor is kept, also blocks and norms that are never run, so that an export gives back the same.
+    """
+    with console.progress(f"reading {source}"):
+        from vlmkit.checkpoint.paper import paper
+
+        plan = paper(source, *(words or ()))
+        if more := [word for word in whole(plan.preset) if word not in (words or ())]:
+            plan = paper(plan.preset, *more)
+    base = weights.nearest(plan.preset)
+    changed = weights.changes(plan.preset, base) if base else {}
+    changed = {path: change for path, change in changed.items() if not path.endswith("tower.whole")}
+    if not json:
+        console.title(plan.preset.name)
+        for line in plan.lines():
+            print(line)
+        if base:
+            print()
+            weights.tell(base, changed)
+        print()
+    with console.progress(f"writing {out}"):
+        folder = vlmkit.save(*vlmkit.load(plan.preset), out)
+    if json:
+        return console.document({"out": str(folder), "nearest": base, "sections": plan.lines(), "notes": plan.notes,
+                                 "changed": {path: change._asdict() for path, change in changed.items()}})  # fmt: skip
+    print(folder)
+
+
+def whole(preset: Preset) -> list[str]:
+    """The words that let towers of somebody else's folder keep blocks and norms that are never run."""
+    if any(entry.format == "native" for entry in preset.weights):
+        return []
+    towers: dict[str, Any] = {"tower": preset.tower, "image.tower": preset.image and preset.image.tower,
+                              "video.tower": preset.video and preset.video.tower}  # fmt: skip
+    return [f"{path}.whole=true" for path, tower in towers.items() if getattr(tower, "whole", None) is False]
