@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import small
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -118,7 +119,7 @@ class Reader(NamedTuple):
 @cache
 def reader(name: str) -> Reader:
     words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=small.Tokenizer.from_str(small.tokenizer(small.bos(name))), pad_token="<pad>",
+        tokenizer_object=Tokenizer.from_str(small.tokenizer(small.bos(name))), pad_token="<pad>",
         padding_side="left")
     clip = square(CLIPImageProcessorPil, 56)
     given: dict[str, Any] = {"tokenizer": words, "patch_size": 14, "num_additional_image_tokens": 1,
@@ -159,16 +160,16 @@ def read(name: str, talks: list[small.Talk]) -> dict[str, torch.Tensor]:
     if name.startswith("onevision"):
         images = [talk.images for talk in talks]  # nested: pictures of one conversation are not tiled
     clips = [frames for talk in talks for frames in talk.clips]
-    media = {"images": images if any(talk.images for talk in talks) else None}
+    media: dict[str, Any] = {"images": images if any(talk.images for talk in talks) else None}
     if clips:
         media["videos"] = [torch.stack([_raw(frame) for frame in frames]) for frames in clips]
-    read = dict(use.processor(text=texts, padding=True, return_tensors="pt", **media))
-    if "pixel_values_images" in read:  # Video-LLaVA's processor still writes the old name
-        read["pixel_values"] = read.pop("pixel_values_images")
+    made = dict(use.processor(text=texts, padding=True, return_tensors="pt", **media))
+    if "pixel_values_images" in made:  # Video-LLaVA's processor still writes the old name
+        made["pixel_values"] = made.pop("pixel_values_images")
     if clips:
         cut = [use.frames(frames, return_tensors="pt")["pixel_values"] for frames in clips]
-        read["pixel_values_videos"] = torch.stack(cut)
-    return read
+        made["pixel_values_videos"] = torch.stack(cut)
+    return made
 
 
 def _raw(frame: Any) -> torch.Tensor:
