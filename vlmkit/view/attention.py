@@ -19,7 +19,7 @@ from .tiles import GAP, WIDTH
 from .trace import Trace, sheets
 from .watch import watch
 
-POINTS = "decoder.blocks.*.attn.weights"
+POINTS = "decoder.*.attn.weights"
 SIDE = 220  # height of a sheet
 
 

@@ -1,0 +1,49 @@
+"""Lets vlmkit find this package, and no other plugin, as an installer would leave it: by its entry point."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+os.environ["VLMKIT_PLUGINS"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("VLMKIT_PRESETS", None)
+if importlib.util.find_spec("vlmkit_transformers") is None:
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What an installer writes beside a package, where nobody installed it."""
+    if any(d.name == "vlmkit-transformers" for d in importlib.metadata.distributions()):
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    site = tmp_path_factory.mktemp("site")
+    info = site / f"vlmkit_transformers-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
+    entries = configparser.ConfigParser()
+    entries.read_dict(project["entry-points"])
+    with (info / "entry_points.txt").open("w") as file:
+        entries.write(file)
+    sys.path.append(str(site))
+
+
+@pytest.fixture(autouse=True)
+def plugged(monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
+    from vlmkit import plugins
+
+    monkeypatch.setenv("VLMKIT_PLUGINS", "transformers")
+    manager = plugins.make_manager()
+    assert not manager.broken
+    monkeypatch.setattr(plugins, "default", lambda: manager)
