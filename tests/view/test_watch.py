@@ -69,3 +69,14 @@ def test_attention_of_an_answer(tmp_path: Path) -> None:
     origin = trace(skeleton, given.visuals[0].layout)
     assert origin is not None
     assert attention.draw(looks, given.visuals[0], origin).width == 1500
+
+
+def test_words_are_those_of_the_answer() -> None:
+    """What ends an answer is a token, and no word."""
+    from vlmkit.view import attention
+
+    model, processor = vlmkit.load("tiny", attention="eager")
+    file = Path(__file__).parents[2] / "examples" / "media" / "shapes.png"
+    content = [{"type": "image", "image": str(file)}, {"type": "text", "text": "What shape is the red object?"}]
+    looks, _ = attention.looks(model, processor, [{"role": "user", "content": content}])
+    assert [look.word for look in looks] == ["circle"]

@@ -24,16 +24,15 @@ def title(text: str) -> None:
     print(_paint(text, "1", sys.stdout))
 
 
-def columns(rows: Iterable[Sequence[object]], heads: Sequence[str] = (), right: Iterable[int] = (),
-            indent: str = "") -> None:
+def columns(rows: Iterable[Sequence[object]], heads: Sequence[str] = (), right: Sequence[int] = ()) -> None:
     """Rows in columns as wide as they need to be; numbers (`right`) to the right, heads dimmed on a terminal."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     every = ([list(heads)] if heads else []) + texts
     widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))] if every else []
     for number, row in enumerate(every):
-        cells = [cell.rjust(w) if i in set(right) else cell.ljust(w)
+        cells = [cell.rjust(w) if i in right else cell.ljust(w)
                  for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        line = (indent + "  ".join(cells)).rstrip()
+        line = "  ".join(cells).rstrip()
         print(_paint(line, "2", sys.stdout) if heads and number == 0 else line)
 
 

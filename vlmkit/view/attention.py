@@ -31,7 +31,10 @@ class Look(NamedTuple):
 
 
 def looks(model: VLM, processor: Any, conversation: Any, max_new_tokens: int = 16) -> tuple[list[Look], Batch]:
-    """Answer, then run prompt and answer once more and read the attention, averaged over heads and layers."""
+    """Answer, then run prompt and answer once more and read the attention, averaged over heads and layers.
+
+    Tokens without text, such as the one that ends an answer, are left out.
+    """
     if not any(name.endswith("attn.weights") for name, _ in model.named_modules()):
         raise VlmkitError("this attention backend keeps no weights to look at", hint='load with attention="eager"')
     answer = generate(model, processor, conversation, max_new_tokens=max_new_tokens, details=True)
@@ -44,7 +47,7 @@ def looks(model: VLM, processor: Any, conversation: Any, max_new_tokens: int = 1
         model(whole.to(device))
     weights = torch.stack([w for passed in seen.values() for w in passed]).mean(0)[:, batch.slots]
     words = [processor.tokenizer.decode([i]) for i in answer.ids]
-    return [Look(word, row) for word, row in zip(words, weights, strict=True)], batch
+    return [Look(word, row) for word, row in zip(words, weights, strict=True) if word], batch
 
 
 def draw(found: list[Look], visual: Visual, trace: Trace, slots: slice = slice(None)) -> Image.Image:

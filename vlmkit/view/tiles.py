@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..types import Layout
-from .drawing import FAINT, INK, LOST, MARGIN, PAPER, TILE, badge, font, grow, hatch, legend, picture
+from .drawing import FAINT, INK, LOST, MARGIN, PAPER, TILE, Colour, badge, font, grow, hatch, legend, picture
 from .trace import Trace, sheets
 
 WIDTH, HEIGHT = 1500, 700  # of the whole panel; of its tallest sheet
@@ -62,7 +62,7 @@ def _borders(pen: ImageDraw.ImageDraw, at: tuple[int, int], size: tuple[int, int
             badge(pen, (x + 9, y + 9), str(first + row * grid[1] + col), size=18 if min(high, wide) > 60 else 11)
 
 
-def _legend(trace: Trace | None) -> list[tuple[tuple[int, int, int], str]]:
+def _legend(trace: Trace | None) -> list[tuple[Colour, str]]:
     entries = [(TILE, "a tile, numbered in the order the tower sees it")]
     if trace is not None and not all(bool(used.all()) for used in trace.used):
         entries.append((LOST, "patches that are thrown away: no token is made of them"))

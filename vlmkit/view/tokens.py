@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..types import Layout
-from .drawing import FAINT, INK, LINE, MARGIN, NEWLINE, PAPER, PREFIX, font, legend
+from .drawing import FAINT, INK, LINE, MARGIN, NEWLINE, PAPER, PREFIX, Colour, font, legend
 from .tiles import GAP, TOP, WIDTH
 from .trace import Token, Trace, sheets
 
@@ -93,7 +93,7 @@ def _line(pen: ImageDraw.ImageDraw, row: Row, colours: list[list[list[list[float
         pen.rectangle((left, y, left + cell - 2, y + cell - 2), fill=_colour(token, colours))
 
 
-def _colour(token: Token, colours: list[list[list[list[float]]]]) -> tuple[int, int, int]:
+def _colour(token: Token, colours: list[list[list[list[float]]]]) -> Colour:
     if token.kind != "patch":
         return NEWLINE if token.kind == "separator" else PREFIX
     sheet = colours[token.sheet]
@@ -119,7 +119,7 @@ def _shape(block: list[Row]) -> str:
     return f" = {len(lines)} x {patches.pop()}" + (f" + {others}" if others else "")
 
 
-def _legend(trace: Trace) -> list[tuple[tuple[int, int, int], str]]:
+def _legend(trace: Trace) -> list[tuple[Colour, str]]:
     kinds = {token.kind for token in trace.tokens}
     entries = [((150, 160, 175), "a patch, or several pooled, in its own colour; numbers count tokens")]
     if "separator" in kinds:
