@@ -202,7 +202,7 @@ def clip(rng: Random, skill: str | None) -> tuple[Draft, list[Look], list[Thing 
     size = (short, round(short * rng.uniform(1, rng.choice((1.15, 1.15, 1.4)))))
     size = size if rng.random() < 0.5 else size[::-1]
     width, height = size[0] / short, size[1] / short
-    still = {"direction": 0.0, "times": 1.0}.get(skill or "", 0.45)  # share of clips that repeat something in place
+    still = {"direction": 0.0, "times": 1.0}.get(skill or "", 0.6)  # share of clips that repeat something in place
     act = rng.choice(("blink", "jump")) if rng.random() < still else "move"
     drawn = things(rng, rng.choice((1, 1, 2, 2, 3, 4)), width, height, least=0.105)
     if drawn is None:
@@ -216,7 +216,7 @@ def clip(rng: Random, skill: str | None) -> tuple[Draft, list[Look], list[Thing 
         return None
     look = imagine(rng, size, fills(drawn), most=256)
     draft = Draft("clip", [drawn], mover=mover, act=act, way=way if act == "move" else "",
-                  times=0 if act == "move" else times)
+                  times=0 if act == "move" else times, rests=tuple(thing == path[0] for thing in path))
     return draft, [look], path
 
 

@@ -26,6 +26,7 @@ class Draft:
     act: str = ""
     way: str = ""
     times: int = 0
+    rests: tuple[bool, ...] = ()  # frame by frame: whether the mover is where it began
 
     @property
     def things(self) -> list[Thing]:
@@ -275,6 +276,24 @@ def ask_times(rng: Random, draft: Draft) -> Question | None:
     return put(rng, "times", draft.act, str(draft.times), a=rng.choice(names(draft.mover, draft.things)))
 
 
+def ask_frames(rng: Random, draft: Draft) -> Question | None:
+    if not draft.times or draft.mover is None:
+        return None
+    answer = " ".join("yes" if rests else "no" for rests in draft.rests)
+    return put(rng, "frames", "frames", answer, a=rng.choice(names(draft.mover, draft.things)))
+
+
+def ask_compare(rng: Random, draft: Draft) -> Question | None:
+    things = [t for t in draft.things if names(t, draft.things)]
+    if len(things) < 2:
+        return None
+    a, b = rng.sample(things, 2)
+    across = "left" if b.x - a.x > APART else "right" if a.x - b.x > APART else ""
+    down = "above" if b.y - a.y > APART else "below" if a.y - b.y > APART else ""
+    say = {"a": rng.choice(names(a, draft.things)), "b": rng.choice(names(b, draft.things))}
+    return put(rng, "compare", "compare", f"{across} {down}".strip(), **say) if across or down else None
+
+
 def ask_describe(rng: Random, draft: Draft) -> Question | None:
     if draft.mover is not None:
         does = f"moves {draft.way}" if draft.act == "move" else f"{draft.act}s {draft.times}"
@@ -290,6 +309,6 @@ ASK: dict[str, Callable[[Random, Draft], Question | None]] = {
     "shape": ask_shape, "colour": ask_colour, "count": ask_count, "exists": ask_exists, "relation": ask_relation,
     "size": ask_size, "position": ask_position, "word": ask_word, "digits": ask_digits,
     "small_text": ask_small_text, "pair": ask_pair, "motion": ask_motion, "direction": ask_direction,
-    "times": ask_times, "describe": ask_describe, "spell": ask_spell,
+    "times": ask_times, "describe": ask_describe, "spell": ask_spell, "compare": ask_compare, "frames": ask_frames,
 }
-TRAINING_ONLY = ("describe", "spell")  # dense supervision, not measured
+TRAINING_ONLY = ("describe", "spell", "compare", "frames")  # dense supervision, not measured

@@ -20,17 +20,18 @@ from .wordings import Question
 
 HELD_OUT = 2**40  # seeds from here on are never trained on
 SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those that are measured
-KINDS = {"objects": 0.42, "text": 0.28, "pair": 0.11, "clip": 0.19}
+KINDS = {"objects": 0.42, "text": 0.27, "pair": 0.09, "clip": 0.22}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
-    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 1.5, "size": 2, "position": 1},
+    "objects": {"shape": 1, "colour": 1, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 1},
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5},
     "pair": {"pair": 1},
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "count": 0.3, "exists": 0.2},
 }
-# Asked last, since they give the other answers away: a whole description teaches more than one word does.
+# Asked last, since they give the other answers away, and how often: a description teaches more than one word does.
 LAST: dict[str, dict[str, float]] = {
-    "objects": {"describe": 0.9}, "text": {"spell": 0.3, "describe": 0.7}, "clip": {"describe": 0.4}, "pair": {},
+    "objects": {"compare": 1.8, "describe": 0.9}, "text": {"spell": 0.3, "describe": 0.7},
+    "clip": {"frames": 0.9, "describe": 0.4}, "pair": {},
 }
 # At most so many of one skill, and for some no answer twice: it would be the same question in other words.
 MOST = {"word": 2, "digits": 2, "small_text": 2, "times": 2, "direction": 2, "exists": 1,
@@ -131,7 +132,8 @@ def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list
         if not skill and sum(q.skill == name for q in asked) >= MOST.get(name, turns):
             about.pop(name, None)
     last = {} if skill or turns == 1 else LAST[draft.kind]
-    more = [ASK[name](rng, draft) for name, share in last.items() if rng.random() < share]
+    more = [ASK[name](rng, draft) for name, share in last.items()
+            for _ in range(int(share) + (rng.random() < share % 1))]
     return [*asked, *(question for question in more if question)]
 
 

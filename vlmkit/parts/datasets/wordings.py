@@ -24,6 +24,7 @@ SYNONYMS = {
     "objects": ("objects", "objects", "shapes", "things"), "clip": ("video", "clip"),
     "large": ("large", "big"), "larger": ("larger", "bigger"), "largest": ("largest", "biggest"),
 }
+LONG = ("describe", "spell", "compare", "frames")  # answers of several words
 SUFFIXES = (" Answer with one word.", " Use one word.", " Answer briefly.")
 
 # A form's wordings. {a} and {b} name things, {an} is a or an; a trailing "." replaces the question mark.
@@ -113,6 +114,12 @@ FORMS = {
     "jump": ("how many times does the {a} jump?", "how often does the {a} jump?",
              "how many times did the {a} jump?", "count how many times the {a} jumps.",
              "in the {clip}, how many times does the {a} jump?"),
+    "compare": ("where is the {a}, seen from the {b}?", "on which side of the {b} is the {a}?",
+                "from the {b}, where is the {a}?", "compare the place of the {a} with the {b}.",
+                "how does the {a} lie to the {b}?"),
+    "frames": ("frame by frame, is the {a} in its place?", "is the {a} where it began in each frame?",
+               "when is the {a} in its place?", "in which frames of the {clip} is the {a} in its place?",
+               "tell frame by frame whether the {a} is in its place."),
     "describe": ("describe the {pic}.", "describe this {pic}.", "what is in the {pic}?", "what do you see?",
                  "list the {objects}.", "list all {objects} in the {pic}."),
     "describe clip": ("describe the {clip}.", "describe this {clip}.", "what happens?",
@@ -132,6 +139,6 @@ def put(rng: Random, skill: str, form: str, answer: str, **names: str) -> Questi
         text = text[0].upper() + text[1:]
     if rng.random() < 0.15:
         text = text.rstrip("?.")
-    if rng.random() < 0.1 and text[-1] in "?." and skill not in ("describe", "spell"):
+    if rng.random() < 0.1 and text[-1] in "?." and skill not in LONG:
         text += rng.choice(SUFFIXES)
     return Question(skill, text, answer)
