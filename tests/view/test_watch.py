@@ -78,5 +78,8 @@ def test_words_are_those_of_the_answer() -> None:
     model, processor = vlmkit.load("tiny", attention="eager")
     file = Path(__file__).parents[2] / "examples" / "media" / "shapes.png"
     content = [{"type": "image", "image": str(file)}, {"type": "text", "text": "What shape is the red object?"}]
-    looks, _ = attention.looks(model, processor, [{"role": "user", "content": content}])
-    assert [look.word for look in looks] == ["circle"]
+    talk = [{"role": "user", "content": content}]
+    answer = vlmkit.generate(model, processor, talk, details=True)
+    assert (answer.finish, processor.tokenizer.decode(answer.ids[-1:])) == ("stop", "")
+    looks, _ = attention.looks(model, processor, talk)
+    assert "".join(look.word for look in looks) == answer.text
