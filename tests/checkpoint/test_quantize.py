@@ -95,6 +95,7 @@ def test_int8_multiplies_what_it_stands_for(dtype: torch.dtype, tokens: int, mon
     for size in (module.SLICE, 64 * 7, 1):
         monkeypatch.setattr(module, "SLICE", size)
         torch.testing.assert_close(layer(x).double(), true, rtol=4 * eps, atol=4 * eps * 8)
+        assert torch.equal(layer(x[None]), layer(x)[None])
 
 
 @needs
@@ -117,6 +118,7 @@ def test_nf4_of_normal_weights(dtype: torch.dtype) -> None:
     back = layer(torch.eye(192, dtype=dtype)).T.float()
     assert ((back - matrix.float()).norm() / matrix.float().norm()).item() == pytest.approx(0.092, abs=0.004)
     assert torch.equal(layer.scale, matrix.view(96, 3, 64).abs().amax(-1))
+    assert torch.equal(layer(matrix[None]), layer(matrix)[None])
 
 
 @pytest.mark.parametrize("how", BOTH)

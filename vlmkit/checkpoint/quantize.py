@@ -58,9 +58,10 @@ class Int8(Quantized):
         return {"weight": steps.to(torch.int8), "scale": scale}
 
     def forward(self, x: Tensor) -> Tensor:
-        """[any, ins] -> [any, outs]"""
-        if x.is_cpu and x.dtype == torch.bfloat16 and len(x) <= FEW and not x.requires_grad:
-            y = torch._weight_int8pack_mm(x, self.weight, self.scale.flatten())
+        """[..., ins] -> [..., outs]"""
+        if x.is_cpu and x.dtype == torch.bfloat16 and x.numel() <= FEW * self.ins and not x.requires_grad:
+            few = torch._weight_int8pack_mm(x.reshape(-1, self.ins), self.weight, self.scale.flatten())
+            y = few.view(*x.shape[:-1], self.outs)
         else:
             rows = max(1, SLICE // self.ins) if x.is_cpu else self.outs
             slices = zip(self.weight.split(rows), self.scale.split(rows), strict=True)
@@ -80,7 +81,7 @@ class NF4(Quantized):
         return {"weight": packed.view(len(weight), -1), "scale": state.absmax.view(len(weight), -1).to(weight.dtype)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """[any, ins] -> [any, outs]"""
+        """[..., ins] -> [..., outs]"""
         library = _bitsandbytes()
         state = library.functional.QuantState(self.scale.float().flatten(), (self.outs, self.ins), quant_type="nf4",
                                               blocksize=self.block, dtype=x.dtype)  # fmt: skip
