@@ -11,7 +11,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from vlmkit.errors import ContextLengthError, PromptError
+from vlmkit.errors import ContextLengthError, PromptError, VlmkitError
 from vlmkit.generate import Engine, Options, Sampling, generate, stream
 from vlmkit.generate import engine as engine_module
 from vlmkit.generate.engine import join
@@ -136,6 +136,15 @@ def test_requests_join_and_leave_while_others_run(model: Speaker, reader: Reader
         engine.step()
     assert {i: r.writer.text for i, r in got.items()} == wanted
     assert engine.cache[0].lens.tolist() == [0, 0]
+
+
+def test_an_idle_engine_and_a_full_one(model: Speaker, reader: Reader) -> None:
+    engine = Engine(model, reader, rows=1)
+    assert engine.step() == []
+    engine.admit(reader([user("a")]), options(2))
+    assert not engine.open
+    with pytest.raises(VlmkitError, match="all 1 rows are taken"):
+        engine.admit(reader([user("b")]), options(2))
 
 
 def options(count: int) -> Options:

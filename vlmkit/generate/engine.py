@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ContextLengthError, PromptError
+from ..errors import ContextLengthError, PromptError, VlmkitError
 from ..types import Batch, Generation, KVCache, Visual
 from .sample import Sampling, choose, number
 from .text import Writer
@@ -132,11 +132,13 @@ class Engine:
         return len(self.running) < self.rows and waiting < self.prefill
 
     def admit(self, prompt: Batch, options: Options) -> Request:
-        """Give a prompt, a batch of one sequence, a row of the cache."""
+        """Give a prompt, a batch of one sequence, a row of the cache; one must be free."""
         options.check()
+        row = next((row for row in range(self.rows) if row not in self.running), None)
+        if row is None:
+            raise VlmkitError(f"all {self.rows} rows are taken", hint="admit while `open` is true")
         if len(prompt.lens) != 1 or not len(prompt.ids):
             raise PromptError(f"expected one prompt with words in it, got lens {prompt.lens.tolist()}")
-        row = next(row for row in range(self.rows) if row not in self.running)
         stop_ids = () if options.ignore_eos else self.processor.stop_ids
         stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)
         self.running[row] = request = Request(
@@ -149,6 +151,8 @@ class Engine:
     def step(self) -> list[Request]:
         """One token for everybody. Returns those who got it; the finished ones have left."""
         requests = [self.running[row] for row in sorted(self.running)]
+        if not requests:
+            return []
         batch = join(requests, self.rows)
         self._reserve(requests, batch.lens)
         ends = batch.lens[batch.lens > 0].cumsum(0) - 1  # nobody reads the other positions' logits
