@@ -1,7 +1,8 @@
-"""A model of a few thousand weights, and its folder."""
+"""A model of a few thousand weights, and its folder; the small models of the parity tests are importable, too."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vlmkit.compose.preset import Preset
 from vlmkit.model.assemble import assemble
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
 SMALL = ("decoder.layers=1", "decoder.width=32", "decoder.heads=2", "decoder.kv_heads=1", "decoder.ffn=48",
          "tower.options.channels=[8,8,16,8]")  # fmt: skip

@@ -91,7 +91,7 @@ def test_nested_parts() -> None:
     assert set(found) == {"tower.towers[0].modl", "tower.towers[0].model", "tower.towers[1].use", "tower.towers[2].use",
                           "tower.spare", "tower.join"}  # fmt: skip
     assert "did you mean 'model'" in found["tower.towers[0].modl"][1]
-    assert "there are: fused-test, timm" in found["tower.towers[2].use"][1]
+    assert "there are: fused-test, temporal, timm" in found["tower.towers[2].use"][1]
     assert found["tower.spare"] == ("command line", "expected a tower, got 3")
     assert "at least 1 items" in problems("tower={use: fused-test, towers: []}")["tower.towers"][1]
     assert "is missing" in problems("tower={use: fused-test}")["tower.towers"][1]

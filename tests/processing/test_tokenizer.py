@@ -221,8 +221,11 @@ def test_settings_of_training_are_forgotten() -> None:
 
 def test_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(TokenizerError, match="no such file"):
-        Tokenizer.from_file(tmp_path)
+    for hint in ("", "only tokenizer.model is there"):
+        with pytest.raises(TokenizerError, match="no such file") as error:
+            Tokenizer.from_file(tmp_path)
+        assert error.value.hint.startswith(hint)
+        (tmp_path / "tokenizer.model").touch()
     good = RAW["qwen"].to_str()
     twice = json.loads(good)
     twice["model"]["vocab"]["a"] = twice["model"]["vocab"]["b"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +16,7 @@ from ..model.assemble import assemble
 from ..types import Rule
 from . import native
 from .keys import Plan, Table, compare
+from .quantize import quantize
 from .tensors import Stored, headers
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 SECTIONS: tuple[str, ...] = Into.__args__  # type: ignore[attr-defined]
+PACKED = {"I8": "int8", "U8": "nf4"}  # what matrices of such numbers are, in a folder of ours
 SHOWN = 10  # names of a group in a message
 
 
@@ -49,26 +50,52 @@ class Paper(NamedTuple):
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """Section by section: where it comes from, and how much."""
-        sizes = Counter[str]()
-        source: dict[str, str] = dict.fromkeys(self.random, "random")
+        """`rows` as a table, then what else there is to say."""
+        rows = [("section", "tensors", "numbers", "stored as", "from"), *self.rows()]
+        a, b, c, d = (max(len(row[at]) for row in rows) for at in range(4))
+        return [f"{r[0]:<{a}}  {r[1]:>{b}}  {r[2]:>{c}}  {r[3]:<{d}}  {r[4]}" for r in rows] + self.notes
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Each section: how many tensors and numbers, how the numbers are stored, and where they come from."""
+        sections: dict[str, dict[str, int]] = {}
+        for name, tensor in self.skeleton.state_dict().items():
+            sections.setdefault(part_of(name), {})[name] = tensor.numel()
+        rows = [self._row(section, sizes) for section, sizes in sections.items()]
+        if spare := [origin.stored[name] for origin in self.origins for name in origin.plan.spare]:
+            rows.append(("never run", f"{len(spare):,}", f"{sum(row.numbers for row in spare):,}", "", "left on disk"))
+        return rows
+
+    def _row(self, section: str, sizes: dict[str, int]) -> tuple[str, str, str, str, str]:
+        kinds, homes = set[str](), dict[str, None]()
         for origin in self.origins:
-            for name, piece in origin.plan.pieces.items():
-                sizes[part_of(name)] += sum(origin.stored[theirs].numbers for theirs in piece.names)
-                source[part_of(name)] = f"{origin.folder} ({origin.format})"
-        said = [f"{name:<16} {sizes[name]:>16,}   {where}" for name, where in source.items()]
-        spare = sum(o.stored[n].numbers for o in self.origins for n in o.plan.spare)
-        return said + ([f"{'never run':<16} {spare:>16,}   left on disk"] if spare else []) + self.notes
+            if own := [origin.plan.pieces[name] for name in sizes if name in origin.plan.pieces]:
+                kinds |= {origin.stored[theirs].dtype for piece in own for theirs in piece.names}
+                homes[f"{origin.folder} ({origin.format})"] = None
+        numbers = f"{sum(sizes.values()):,}"
+        return section, f"{len(sizes):,}", numbers, ", ".join(sorted(kinds)), ", ".join(homes) or "random"
 
 
 def paper(source: str | Path | Preset, *overrides: str, verify: bool = True) -> Paper:
     """Compose, fetch, compare. Raises CheckpointMismatchError with every difference at once."""
     preset, notes = _informed(_compose(source, overrides))
     skeleton = assemble(preset)
+    if how := _stored_quantized(preset):
+        quantize(skeleton, how)
     origins = [_origin(entry, preset, skeleton, verify) for entry in preset.weights]
     random = _random(preset, skeleton)
     _complain(preset, skeleton, origins, random)
     return Paper(preset, skeleton, origins, random, notes)
+
+
+def _stored_quantized(preset: Preset) -> str | None:
+    """How a folder that vlmkit wrote keeps the decoder's matrices: their numbers and the scales beside them tell."""
+    for entry in preset.weights:
+        if entry.format == "native" and native.is_native(folder := home(entry.from_)):
+            stored = headers(folder)
+            for name in stored:
+                if name.startswith("decoder.") and name.endswith(".scale"):
+                    return PACKED.get(stored[name.removesuffix("scale") + "weight"].dtype)
+    return None
 
 
 def part_of(name: str) -> str:
@@ -111,11 +138,14 @@ def _informed(preset: Preset) -> tuple[Preset, list[str]]:
             continue
         folder = home(entry.from_, entry.revision)
         if not strangers.make(entry.format).recognise(folder):
-            raise WeightsError(f"is no folder of format {entry.format}", where=folder,
-                               hint=f"it looks like: {strangers.format_of(folder) or 'nothing known'}")
+            looks = "native" if native.is_native(folder) else strangers.format_of(folder)
+            if looks or (folder / "config.json").exists():
+                raise WeightsError(f"is no folder of format {entry.format}", where=folder,
+                                   hint=f"it looks like: {looks or 'nothing known'}")
+            continue  # bare files say nothing about themselves; their names are compared all the same
         told = strangers.describe(folder, entry.format)
         notes += told.notes
-        preset = bind(strangers.corrected(unbind(preset), preset, told, shipped))
+        preset = bind(strangers.corrected(unbind(preset), preset, told, shipped, entry.into))
     return preset, notes
 
 
@@ -126,17 +156,33 @@ def _origin(entry: Weights, preset: Preset, skeleton: VLM, verify: bool) -> Orig
     if entry.format == "native" and verify:
         native.verify(folder)
     stored = headers(folder)
-    rules = [Rule("{p}", "{p}")] if entry.format == "native" else strangers.make(entry.format).rules(preset, stored)
+    if entry.format == "native":
+        rules = [Rule(f"{name}.{{p}}", f"{name}.{{p}}") for name in entry.into] or [Rule("{p}", "{p}")]
+    else:
+        rules = strangers.make(entry.format).rules(preset, stored)
+        rules = [rule for name in entry.into for rule in _into(rules, name)] or rules
     plan = compare(Table(rules), stored, skeleton.state_dict(), lambda name: _spare(skeleton, name))
     if entry.into:
-        kept = {ours: piece for ours, piece in plan.pieces.items() if part_of(ours) in entry.into}
-        unlike = [line for line in plan.unlike if part_of(line.rpartition(" as ")[2]) in entry.into]
-        plan = plan._replace(pieces=kept, unlike=unlike, unknown=[], spare=[])
+        plan = plan._replace(unknown=[])
     return Origin(folder, entry.format, plan, stored)
 
 
+def _into(rules: list[Rule], section: str) -> list[Rule]:
+    """The rules that fill a section. Where none does, a part from elsewhere may: a `tower` fills `video.tower`, too."""
+    own = f"{section}."
+    if any(rule.ours and rule.ours.startswith(own) for rule in rules):
+        return [rule for rule in rules if rule.ours is None or rule.ours.startswith(own)]
+    leaf = f"{section.rpartition('.')[2]}."
+    return [rule._replace(ours=own + rule.ours.removeprefix(leaf)) for rule in rules
+            if rule.ours and rule.ours.startswith(leaf)]
+
+
 def _spare(model: VLM, name: str) -> bool:
-    """Whether a name of ours is of a tower's block behind the layer that is read, or of what follows the blocks."""
+    """Whether a name of ours is of a tower's block behind the layer that is read, of what follows the blocks, or a
+    separator that no packer lays.
+    """
+    if name.startswith("separators."):
+        return True
     for path, tower in (("tower.", model.tower), ("image.tower.", model.image and model.image.tower),
                         ("video.tower.", model.video and model.video.tower)):
         if tower and tower.unused and name.startswith(path):
@@ -167,8 +213,20 @@ def _complain(preset: Preset, skeleton: VLM, origins: list[Origin], random: list
         hint = "the preset and the weights must come from the same model"
         if missing and not unlike:
             hint += "; to start some sections from random weights, let each of `weights` say `into` which it fills"
+        if rows := _rows(origins, skeleton):
+            hint = f"their vocabulary has {rows} rows: set decoder.vocab={rows}"
         raise CheckpointMismatchError("does not hold this model\n" + "\n".join(lines), hint=hint,
                                       where=", ".join(str(origin.folder) for origin in origins))
+
+
+def _rows(origins: list[Origin], skeleton: VLM) -> int:
+    """How many rows the stored embedding has, where that is all it differs in."""
+    for origin in origins:
+        piece = origin.plan.pieces.get("decoder.embed.weight")
+        rows, *width = origin.stored[piece.names[0]].shape if piece else (0,)
+        if width == [skeleton.decoder.width] and rows != skeleton.decoder.vocab:
+            return rows
+    return 0
 
 
 def _groups(title: str, names: Iterable[str], whole: bool = False) -> list[str]:

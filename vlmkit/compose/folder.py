@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from .merge import lay
 from .nodes import Node, walk
 from .preset import Preset
 
-FACTS = ("tower", "projector", "decoder")  # sections whose numbers belong to the weights, not to how they are used
+FACTS = ("tower", "projector", "decoder", "image.tower", "video.tower")  # whose numbers belong to the weights
+NAMED = ("size", "model")  # fields that stand for many numbers
 
 
 def format_of(folder: Path) -> str:
@@ -37,28 +39,59 @@ def describe(folder: Path, name: str) -> Described:
     return make(name).describe(folder)
 
 
-def layered(base: Node | None, told: Described) -> Node:
+def layered(base: Node, told: Described) -> Node:
     """What the folder says, over the preset it is nearest to."""
-    tree = base
     for file, sections in told.layers:
-        tree = lay(tree, _tree(sections, file))
-    if tree is None:
-        raise PresetError("says nothing about a model")
-    return tree
+        base = lay(base, _tree(sections, file))
+    return base
 
 
-def corrected(tree: Node, preset: Preset, told: Described, shipped: set[str]) -> Node:
-    """A preset's tree with the numbers of its weights' own folder. What the user set (in a file that is not shipped,
-    or in a word) stays, and so does a section whose part was swapped.
+def corrected(tree: Node, preset: Preset, told: Described, shipped: set[str], into: Collection[str] = ()) -> Node:
+    """A preset's tree with the numbers of its weights' own folder, in the sections that it fills.
+
+    What the user set, in a file that is not shipped or in a word, stays. So does a section whose part was swapped, or
+    whose size or model the user named.
     """
-    for file, sections in told.layers:
-        for name in FACTS:
-            use = getattr(preset, name).use
-            if name not in sections or sections[name].get("use", use) != use:
-                continue
-            kept = {path for path, node in walk(tree.value.get(name, Node({}, ""))) if _own(node, shipped)}
-            tree = lay(tree, _without(_tree({name: sections[name]}, file), {(name, *path) for path in kept}))
+    layers = [(file, _tree(sections, file)) for file, sections in told.layers]
+    for path in (tuple(name.split(".")) for name in into or FACTS):
+        facts = [(file, _at(layer, path) or (into and _at(layer, path[-1:]))) for file, layer in layers]
+        said = [(file, node) for file, node in facts if node]
+        uses = {node.value["use"].value for _, node in said if "use" in node.value}
+        kept = {(*path, *inner) for inner, node in walk(_at(tree, path) or Node({}, "")) if _own(node, shipped)}
+        named = any((*path, field) in kept for field in NAMED)
+        if path[-1] not in FACTS or uses != {_use(preset, path)} or named:
+            continue
+        for file, node in said:
+            for name in reversed(path):
+                node = Node({name: node}, file)
+            tree = lay(tree, _without(node, kept))
     return tree
+
+
+def only(told: Described, path: Path) -> PresetError:
+    """A folder that is one part of a model, asked for as a whole one."""
+    section = next(iter(told.layers[0][1]))
+    kind = format_of(path)
+    line = f"weights=[{{from: {path.resolve()}, format: {kind}, into: [{section}]}}]"
+    return PresetError(f"is a {section} only, no vision-language model", where=path,
+                       hint=f"take a preset and let it fill that section: {line}")
+
+
+def _at(tree: Node, path: tuple[str, ...]) -> Node | None:
+    """The section at a path; a bare word is the part's name."""
+    for name in path:
+        found = tree.value.get(name) if isinstance(tree.value, dict) else None
+        if found is None or found.value is None:
+            return None
+        tree = found
+    return Node({"use": tree}, tree.place) if isinstance(tree.value, str) else tree
+
+
+def _use(preset: Any, path: tuple[str, ...]) -> str:
+    """The name of the part at a path; "" where the preset has none."""
+    for name in path:
+        preset = getattr(preset, name, None)
+    return getattr(preset, "use", "")
 
 
 def _own(node: Node, shipped: set[str]) -> bool:

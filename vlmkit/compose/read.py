@@ -9,7 +9,7 @@ from vlmkit.errors import PresetError, PresetSafetyError, PresetSyntaxError
 from vlmkit.limits import current
 
 from . import folder as strangers
-from .find import Found, find, installed, within
+from .find import Found, every, find, installed, within
 from .merge import lay
 from .nodes import Node, parse, too_much
 
@@ -23,7 +23,9 @@ def read(name: str) -> Node:
     except PresetError:
         if kind := strangers.format_of(path := Path(os.path.expanduser(name))):
             told = strangers.describe(path, kind)
-            return strangers.layered(read(told.base) if told.base else None, told)
+            if not told.base:
+                raise strangers.only(told, path) from None
+            return strangers.layered(read(told.base), told)
         raise
     tree = _Files().read(found, ())
     tree.value.setdefault("name", Node(found.name, str(found.path.name)))
@@ -66,10 +68,17 @@ def _open(found: Found) -> Node:
         raise PresetSyntaxError(f"not UTF-8 at byte {error.start}", where=found.path) from None
     except OSError as error:
         raise PresetError(error.strerror or "cannot be read", where=found.path) from None
-    tree = parse(text, found.path.name)
+    tree = parse(text, _label(found))
     if not isinstance(tree.value, dict):
         raise PresetSyntaxError("a preset is a mapping of sections", where=tree.place)
     return _beside(tree, found.path.parent)
+
+
+def _label(found: Found) -> str:
+    """A file's name; the whole path, where an installed one has the same name and is not it."""
+    name = found.path.name
+    clash = not found.installed and any(one.installed and one.path.name == name for one in every())
+    return str(found.path) if clash else name
 
 
 def _extends(tree: Node) -> list[tuple[str, str]]:

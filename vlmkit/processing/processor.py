@@ -45,7 +45,8 @@ class Processor:
         self.context: int = skeleton.decoder.context
         if tokenizer.size > skeleton.decoder.vocab:
             raise TokenizerError(f"the tokenizer gives ids up to {tokenizer.size - 1}, the decoder knows "
-                                 f"{skeleton.decoder.vocab}", where=tokenizer.where)
+                                 f"{skeleton.decoder.vocab}", where=tokenizer.where,
+                                 hint="set tokenizer.from to the folder whose language model it is")
         ends = {stop: tokenizer.id_of(stop) for stop in self.chat.stops}
         self.stop_ids: tuple[int, ...] = tuple(id for id in ends.values() if id is not None)
         self.stop_strings: tuple[str, ...] = tuple(stop for stop, id in ends.items() if id is None)

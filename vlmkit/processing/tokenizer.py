@@ -17,6 +17,8 @@ from ..types import Learned, Said, Seen
 
 T = TypeVar("T")
 Piece = str | Said | Seen | Learned
+_CONVERT = ("only tokenizer.model is there; with transformers and sentencepiece: python -c \"import transformers as t; "
+            "t.AutoTokenizer.from_pretrained('.').backend_tokenizer.save('tokenizer.json')\"")
 ROUNDS = 8  # a special string may hide another one; nobody nests them deeper
 
 
@@ -74,7 +76,8 @@ class Tokenizer:
         path = path / "tokenizer.json" if path.is_dir() else path
         most = current().tokenizer_max_bytes
         if not path.is_file():
-            raise TokenizerError("no such file", where=path)
+            old = path.with_suffix(".model").is_file()
+            raise TokenizerError("no such file", where=path, hint=_CONVERT if old else "")
         if (size := path.stat().st_size) > most:
             raise TokenizerError("too large", where=path, limit=most, got=size, setting="tokenizer.max_bytes")
         return cls(path.read_bytes(), path)

@@ -7,4 +7,5 @@ from vlmkit.hookspecs import Part, hookimpl
 
 @hookimpl
 def vlmkit_parts() -> Iterable[Part]:
-    return [Part("format", "llava-hf", f"{__name__}.llava_hf")]
+    names = ("clip", "language", "llava", "llava-hf", "timm")
+    return [Part("format", name, f"{__name__}.{name.replace('-', '_')}") for name in names]

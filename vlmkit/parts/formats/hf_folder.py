@@ -7,8 +7,9 @@ from typing import Any
 
 from vlmkit.types import Described
 
-from . import hf_config
-from .files import JSON, Fields, read_json, read_text
+from . import hf_config, hf_pixels
+from .files import JSON, Fields
+from .hf_talk import talk
 
 # The shipped preset that stands where a folder says nothing, by type and family; the first is for other families.
 BASES: dict[str, dict[str, str]] = {
@@ -22,31 +23,46 @@ BASES: dict[str, dict[str, str]] = {
     "video_llava": {"llama": "video-llava-7b-hf"},
 }  # fmt: skip
 CHATS = ((128_000, "llama3"), (64_000, "yi"))  # Llamas that were taught another way to talk, by their vocabulary
+# The tower of a configuration without `vision_config`. One that has it, however sparse, means its type's own defaults.
+LARGE: JSON = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+               "patch_size": 14}
+TOWERS: dict[str, JSON] = {
+    "video_llava": LARGE | {"image_size": 224},
+    "llava_onevision": LARGE | {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
+                                "image_size": 384},
+}  # fmt: skip
 
 
 def describe(folder: Path, config: Fields) -> Described:
-    kind = config.get("model_type", str)
-    decoder = hf_config.decoder(config.inside("text_config"))
-    if config.get("tie_word_embeddings", bool):
-        decoder["tied"] = True
-    notes: list[str] = []
-    images = _images(folder)
-    side = config.inside("vision_config").get("image_size", int, default=224)
-    sections: JSON = {
-        "tower": _tower(config, kind, notes), "projector": _projector(config, kind), "decoder": decoder,
-        "image": _image(config, kind, side),
-    }  # fmt: skip
+    kind, notes = config.get("model_type", str), list[str]()
+    hf_config.packed(config)
+    one = kind == "llava_onevision"
+    text = config.inside("text_config", {"model_type": "qwen2" if one else "llama"})
+    vision = config.inside("vision_config", {"model_type": "siglip_vision_model" if one else "clip_vision_model"})
+    if config.get("vision_config") is None:
+        vision.defaults |= TOWERS.get(kind, LARGE | {"image_size": 336})
+    decoder = hf_config.decoder(text)
+    decoder["tied"] = decoder["tied"] or config.get("tie_word_embeddings", bool) or False
+    tower, base = _tower(config, vision, kind, notes), _base(kind, decoder)
+    side: int = tower["options"]["img_size"]
+    sections: JSON = {"tower": tower, "projector": _projector(config, kind), "decoder": decoder,
+                      "image": _image(config, kind, side)}
     if kind == "llava_next_video":
-        pool, stride = config.get("spatial_pool_mode", str) or "average", config.get("spatial_pool_stride", int) or 2
-        sections["video"] = {"packer": {"use": "frames", "pool": pool, "stride": stride, "when": "before",
-                                        "newline": "none"}}
+        sections["video"] = {"packer": _pool(config, vision)}
     elif kind == "video_llava":
-        sections["video"] = {"tower": sections["tower"] | {"prefix": "keep"}}
-    layers = [(config.file.name, sections), (images.file.name, _looks(images, kind, side, notes)),
-              *_clips(folder, kind), *_talk(folder, config)]
-    layers += [("this folder", {"about": f"A {kind} folder of transformers.", "name": folder.resolve().name,
-                                "weights": [{"from": str(folder.resolve()), "format": "llava-hf"}]})]
-    return Described(_base(kind, decoder), tuple((file, said) for file, said in layers if said), tuple(notes))
+        sections["video"] = {"tower": tower | {"prefix": "keep"}}
+    images, videos = hf_pixels.processors(folder, kind)
+    seen = hf_pixels.pictures(images, config, kind, side)
+    if seen and base == BASES["llava"]["qwen2"]:  # frames are pictures
+        seen["video"] = {"tiler": seen["image"]["tiler"]}
+    _count(folder, tower, notes)
+    kinds = ("image", "video") if kind in hf_pixels.CLIPS else ("image",)
+    layers = [(config.file.name, sections), (images.file.name, seen),
+              (videos.file.name, hf_pixels.clips(videos, images, kind, side, notes)),
+              *talk(folder, config, text, kinds, notes),
+              ("this folder", {"about": f"A {kind} folder of transformers.", "name": folder.resolve().name,
+                               "weights": [{"from": str(folder.resolve()), "format": "llava-hf"}]})]
+    return Described(base, tuple((file, said) for file, said in layers if said), tuple(notes))
 
 
 def _base(kind: str, decoder: JSON) -> str:
@@ -56,164 +72,66 @@ def _base(kind: str, decoder: JSON) -> str:
     return bases.get(family) or next(iter(bases.values()))
 
 
-def _tower(config: Fields, kind: str, notes: list[str]) -> JSON:
-    many = kind == "vipllava"
-    default: Any = [-2, -5, -8, -11, 6] if many else -1 if kind == "llava_onevision" else -2
-    layer = hf_config.listed(config, "vision_feature_layers" if many else "vision_feature_layer", default)
-    usual = "full" if kind == "llava_onevision" else "default"
+def _tower(config: Fields, vision: Fields, kind: str, notes: list[str]) -> JSON:
+    many, one = kind == "vipllava", kind == "llava_onevision"
+    key = "vision_feature_layers" if many and "vision_feature_layers" in config else "vision_feature_layer"
+    usual = "full" if one else "default"
     strategy = usual if many else config.get("vision_feature_select_strategy", str) or usual
     if strategy not in ("default", "full"):
         raise config.wrong("vision_feature_select_strategy", f"is {strategy!r}, wanted 'default' or 'full'")
-    vision = config.inside("vision_config")
     if strategy == "default" and vision.get("model_type") == "siglip_vision_model":
-        notes.append("vision_feature_select_strategy: 'default' would drop a patch of a tower that has no class "
-                     "token; all patches are kept")
-    return hf_config.tower(vision, layer, strategy == "full")
+        notes.append(f"{config.file.name}: vision_feature_select_strategy 'default' would drop a patch of a tower that "
+                     "has no class token; all patches are kept")
+    default: Any = [-2, -5, -8, -11, 6] if many else -1 if one else -2
+    tower = hf_config.tower(vision, default, strategy == "full")
+    return tower | {"layer": hf_config.listed(config, key, default, tower["options"]["depth"])}
 
 
 def _projector(config: Fields, kind: str) -> JSON:
     config.must("projector_hidden_act", "gelu", "relu", "silu", default="gelu")
-    norm = (config.number("projector_layernorm_eps") or 1e-5) if kind == "vipllava" else None
-    return {"use": "mlp", "depth": 2, "act": config.get("projector_hidden_act", str, default="gelu"),
-            "bias": config.get("multimodal_projector_bias", bool, default=True), "norm": norm}
+    many = kind == "vipllava"
+    bias = True if many else config.get("multimodal_projector_bias", bool, default=True)
+    norm = config.number("projector_layernorm_eps") or 1e-5 if many else None
+    return {"use": "mlp", "depth": 2, "act": config.get("projector_hidden_act") or "gelu", "bias": bias, "norm": norm}
 
 
 def _image(config: Fields, kind: str, side: int) -> JSON:
-    if kind not in ("llava_next", "llava_next_video", "llava_onevision"):
+    if kind not in hf_pixels.ANYRES:
         return {"packer": {"use": "flat"}}
     one = kind == "llava_onevision"
     tiler: JSON = {"use": "anyres", "grids": None, "largest": None, "together": "square" if one else "tiles"}
-    grids = _grids(config, side)
-    if grids:
-        rows, cols = grids[-1]
-        series = [[r, c] for r in range(1, rows + 1) for c in range(1, cols + 1)]
-        tiler |= {"largest": [rows, cols]} if grids == series else {"grids": grids}
+    grids = hf_pixels.grids(config, hf_pixels.pinpoints(config, kind), side)
+    rows, cols = grids[-1]
+    series = len(grids) == rows * cols and grids == [[r, c] for r in range(1, rows + 1) for c in range(1, cols + 1)]
+    tiler |= {"largest": [rows, cols]} if series else {"grids": grids}
     ratio = config.get("vision_aspect_ratio", str) or "anyres_max_9"
     most = ratio.removeprefix("anyres_max_")
-    if one and not (ratio == "anyres" or most.isdigit()):
-        raise config.wrong("vision_aspect_ratio", f"is {ratio!r}, wanted 'anyres' or 'anyres_max_' and a number")
-    budget = float(most) if one and most.isdigit() else None
-    return {"tiler": tiler if grids else {}, "packer": {"use": "anyres", "unpad": True, "newline": "row",
-                                                        "budget": budget}}
+    if one and not (ratio.startswith("anyres_max_") and most.isdecimal() and 0 < int(most) <= 1000):
+        raise config.wrong("vision_aspect_ratio", f"is {ratio!r}, wanted 'anyres_max_' and a number of tiles")
+    return {"tiler": tiler, "packer": {"use": "anyres", "unpad": True, "newline": "row",
+                                       "budget": float(most) if one else None}}
 
 
-def _grids(config: Fields, side: int) -> list[list[int]]:
-    """Sizes in pixels (height, width) as grids of tiles."""
-    found = []
-    for point in config.get("image_grid_pinpoints", list) or []:
-        if (not isinstance(point, list) or len(point) != 2
-                or any(type(n) is not int or n < side or n % side for n in point)):
-            raise config.wrong("image_grid_pinpoints", f"holds {point!r}, wanted [height, width], multiples of {side}")
-        found.append([n // side for n in point])
-    return found
+def _pool(config: Fields, vision: Fields) -> JSON:
+    config.must("spatial_pool_mode", "average", "max", "conv", default="average")
+    mode = config.get("spatial_pool_mode") or "average"
+    if mode == "conv" and (out := config.get("spatial_pool_out_channels", int)) != vision.whole("hidden_size"):
+        raise config.wrong("spatial_pool_out_channels", f"is {out!r}, wanted the tower's {vision.whole('hidden_size')}")
+    stride = 2 if config.get("spatial_pool_stride") is None else config.whole("spatial_pool_stride")
+    return {"use": "frames", "pool": mode, "stride": stride, "when": "before", "newline": "none"}
 
 
-def _images(folder: Path) -> Fields:
-    """The image processor's fields, in the file of 5.x or in the older one."""
-    new = folder / "processor_config.json"
-    inner = read_json(new).get("image_processor")
-    if isinstance(inner, dict):
-        return Fields(inner, new, "image_processor.")
-    old = folder / "preprocessor_config.json"
-    return Fields(read_json(old), old)
-
-
-def _looks(images: Fields, kind: str, side: int, notes: list[str]) -> JSON:
-    """How pictures become tiles, and the statistics that they are normalised with."""
-    if not images.data:
-        return {}
-    found = _statistics(images, kind)
-    if kind in ("llava", "vipllava", "video_llava"):
-        found["image"] = {"tiler": {"use": "square", "fit": fit(images, side)}}
-    return found
-
-
-def _statistics(images: Fields, kind: str) -> JSON:
-    for key in ("do_rescale", "do_normalize", "do_resize", "do_convert_rgb"):
-        images.must(key, True, None, default=True)
-    images.must("resample", 3, None, default=3)  # bicubic
-    told = {ours: images.get(theirs, list) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))}
-    said = {key: [float(part) for part in value] for key, value in told.items() if value}
-    if any(len(value) != 3 for value in said.values()):
-        raise images.wrong("image_mean", "and image_std are three numbers each")
-    return {"tower": said, **({"video": {"tower": said}} if kind == "video_llava" else {})} if said else {}
-
-
-def fit(images: Fields, side: int) -> str:
-    """How the processor makes a square."""
-    size, edge = images.get("size", dict) or {}, images.get("crop_size", dict, int)
-    kind = images.get("image_processor_type", str) or ""
-    crops = images.get("do_center_crop", bool, default="height" not in size and not kind.startswith("Siglip"))
-    wanted = [size.get("shortest_edge", side)] if crops else [size.get("height", side), size.get("width", side)]
-    wanted += [edge] if isinstance(edge, int) and crops else list((edge or {}).values()) if crops else []
-    if any(n != side for n in wanted):
-        raise images.wrong("size", f"makes tiles of {wanted}, the tower sees {side}")
-    if images.get("do_pad", bool, default=False):
-        return "pad"
-    return "crop" if crops else "squash"
-
-
-def _clips(folder: Path, kind: str) -> list[tuple[str, JSON]]:
-    """How many frames of a clip are seen, where the folder says so."""
-    if kind not in ("llava_next_video", "llava_onevision", "video_llava"):
-        return []
-    new = folder / "processor_config.json"
-    inner = read_json(new).get("video_processor")
-    old = folder / "video_preprocessor_config.json"
-    told = Fields(inner, new, "video_processor.") if isinstance(inner, dict) else Fields(read_json(old), old)
-    frames = told.get("num_frames", int)
-    return [(told.file.name, {"video": {"sampler": {"use": "uniform", "frames": frames}}})] if frames else []
-
-
-def _talk(folder: Path, config: Fields) -> list[tuple[str, JSON]]:
-    """Tokenizer, chat template, and what ends an answer."""
-    words = Fields(read_json(folder / "tokenizer_config.json"), folder / "tokenizer_config.json")
-    processor = Fields(read_json(folder / "processor_config.json"), folder / "processor_config.json")
-    marks = {kind: processor.get(f"{kind}_token", str) or f"<{kind}>" for kind in ("image", "video")}
-    layers: list[tuple[str, JSON]] = [("this folder", {"tokenizer": {"from": str(folder.resolve()), **marks}})]
-    file, text = template(folder, words, processor)
-    if text:
-        layers.append((file, {"chat": {
-            "use": "template", "text": text, **marks, "stops": _stops(folder, config, words),
-            "bos": token(words, "bos_token"), "eos": token(words, "eos_token")}}))
-    return layers
-
-
-def template(folder: Path, words: Fields, processor: Fields) -> tuple[str, str]:
-    """The chat template and the file that holds it: one of its three places, the newest first."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.name, read_text(jinja, "template_max_bytes")
-    old = folder / "chat_template.json"
-    for fields in (Fields(read_json(old), old), processor, words):
-        found = fields.get("chat_template", str, list)
-        if isinstance(found, list):  # several, by name
-            named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-            found = named.get("default")
-        if found:
-            return fields.file.name, str(found)
-    return "", ""
-
-
-def token(words: Fields, key: str) -> str:
-    """A special token, written as text or as a mapping."""
-    found = words.get(key, str, dict)
-    return str(found.get("content", "")) if isinstance(found, dict) else found or ""
-
-
-def _stops(folder: Path, config: Fields, words: Fields) -> list[str]:
-    """The strings of the ids that end an answer."""
-    file = folder / "generation_config.json"
-    said = Fields(read_json(file), file) if file.is_file() else config.inside("text_config")
-    ends = said.get("eos_token_id", int, list)
-    ids = [ends] if isinstance(ends, int) else ends or []
-    names = added(folder)
-    found = [names[i] for i in ids if i in names]
-    last = token(words, "eos_token")
-    return found or ([last] if last and ids else [])
-
-
-def added(folder: Path) -> dict[int, str]:
-    """id -> string of the special and added tokens."""
-    told = read_json(folder / "tokenizer.json", "tokenizer_max_bytes").get("added_tokens")
-    return {one["id"]: one["content"] for one in told or [] if isinstance(one, dict) and {"id", "content"} <= set(one)}
+def _count(folder: Path, tower: JSON, notes: list[str]) -> None:
+    """Would transformers' processor count as many tokens for a tile as the tower makes? Often a field is missing."""
+    said, options = Fields.of(folder / "processor_config.json"), tower["options"]
+    patch, whole = said.get("patch_size", int), said.get("num_image_tokens", int)
+    if not patch and not whole:
+        return
+    extra = 0 if whole else said.get("num_additional_image_tokens", int) or 0
+    told = (whole or (options["img_size"] // patch) ** 2) + extra
+    told -= said.get("vision_feature_select_strategy") == "default"
+    made = (options["img_size"] // options["patch_size"]) ** 2 + (tower["prefix"] == "keep")
+    if told != made:
+        what = "num_image_tokens" if whole else "patch_size, num_additional_image_tokens"
+        notes.append(f"{said.file.name}: {what} and vision_feature_select_strategy make {told} tokens of a tile, the "
+                     f"tower makes {made}; what the tower makes is counted")

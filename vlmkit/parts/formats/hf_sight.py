@@ -54,15 +54,15 @@ class Sight(NamedTuple):
         block, depth, published = vit.blocks[0], len(vit.blocks), len(vit.feature_info)
         width, patch = vit.embed_dim, vit.patch_embed.patch_size[0]
         clip = vit.cls_token is not None
+        if isinstance(vit.norm_pre, nn.Identity) is clip or (vit.patch_embed.proj.bias is None) is not clip:
+            found = "a class token without a norm before the blocks" if clip else "such a norm without a class token"
+            raise homeless(f"{where}.model", found, NEAREST)
         kind = "clip_vision_model" if clip else "siglip_vision_model"
         act, eps = ACTS.get(type(block.mlp.act).__name__, type(block.mlp.act).__name__), block.norm1.eps
         acts, wanted = KNOWN[kind]
         if act not in acts or eps != wanted:
             raise homeless(f"{where}.options", f"{'CLIP' if clip else 'SigLIP'} with {act} and norms of {eps:g}",
                            f"{' or '.join(acts)} and norms of {wanted:g}")
-        if isinstance(vit.norm_pre, nn.Identity) is clip or (vit.patch_embed.proj.bias is None) is not clip:
-            raise homeless(f"{where}.model", "a norm before the blocks without a class token, or the other way round",
-                           NEAREST)
         said: JSON = {
             "model_type": kind, "hidden_size": width, "intermediate_size": block.mlp.fc1.out_features,
             "num_hidden_layers": depth, "num_attention_heads": block.attn.num_heads, "num_channels": 3,

@@ -72,7 +72,7 @@ def _marks(raw: tokenizers.Tokenizer, preset: Preset, clips: bool) -> tuple[dict
     given = preset.tokenizer
     marks = {"image": given.image if given else "<image>", "video": given.video if given else "<video>"}
     added = {token.content for token in raw.get_added_tokens_decoder().values()}
-    taken = {*preset.chat.build().stops, *_before(raw)}
+    taken = {*preset.chat.build().stops, *_before(raw), *ENDS, *PADS}
     notes = []
     for kind in ("image", "video") if clips else ("image",):
         other = marks["video" if kind == "image" else "image"]

@@ -145,7 +145,8 @@ def _config(kind: str, preset: Preset, sight: Sight, words: hf_words.Words, dtyp
     if words.pad:
         said["pad_token_id"] = words.ids[words.pad]
     if kind == "vipllava":
-        said |= {"vision_feature_layers": sight.layer, "projector_layernorm_eps": projector.norm}
+        said |= {"vision_feature_layers": sight.layer, "vision_feature_layer": sight.layer,  # of 4.x, and of 5.x
+                 "projector_layernorm_eps": projector.norm}
     else:
         said |= {"vision_feature_layer": sight.layer, "vision_feature_select_strategy": _strategy(preset, sight),
                  "multimodal_projector_bias": projector.bias}
@@ -153,7 +154,8 @@ def _config(kind: str, preset: Preset, sight: Sight, words: hf_words.Words, dtyp
         said["video_token_index"] = words.mark("video")
     if kind == "llava_next_video":
         packer: Any = preset.video and preset.video.packer
-        said |= {"spatial_pool_mode": packer.pool, "spatial_pool_stride": packer.stride}
+        said |= {"spatial_pool_mode": packer.pool, "spatial_pool_stride": packer.stride,
+                 "spatial_pool_out_channels": sight.config["hidden_size"]}
     if kind in ("llava_next", "llava_next_video", "llava_onevision"):
         said["image_grid_pinpoints"] = _pinpoints(preset, sight)
     if kind == "llava_onevision":

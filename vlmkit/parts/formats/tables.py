@@ -24,6 +24,17 @@ def vit(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
+def temporal(theirs: str, ours: str) -> list[Rule]:
+    """What LanguageBind's video tower has in each block beside that: attention over time."""
+    block, own = f"{theirs}encoder.layers.{{i}}.temporal_", f"{ours}blocks.{{i}}.time."
+    return [
+        Rule(f"{block}embedding", f"{own}embedding"),
+        Rule(f"{block}layer_norm1.{{p}}", f"{own}norm.{{p}}"),
+        Rule(tuple(f"{block}attn.{x}_proj.{{p}}" for x in "qkv"), f"{own}attn.qkv.{{p}}", "stack"),
+        Rule(f"{block}attn.out_proj.{{p}}", f"{own}attn.proj.{{p}}"),
+    ]
+
+
 def decoder(body: str, head: str, tied: bool) -> list[Rule]:
     """Llama, Mistral, Qwen2 and Qwen3. `body`: before `layers`, with its dot; `head`: before `lm_head`."""
     block, own = f"{body}layers.{{i}}.", "decoder.blocks.{i}."
@@ -35,6 +46,7 @@ def decoder(body: str, head: str, tied: bool) -> list[Rule]:
         Rule(f"{block}post_attention_layernorm.weight", f"{own}mlp_norm.weight"),
         *(Rule(f"{block}mlp.{x}_proj.weight", f"{own}mlp.{x}.weight") for x in ("gate", "up", "down")),
         Rule(f"{block}self_attn.rotary_emb.inv_freq", None),  # of old files; computed from positions
+        Rule(f"{body}rotary_emb.inv_freq", None),
         Rule(f"{body}norm.weight", "decoder.norm.weight"),
         Rule(f"{head}lm_head.weight", None if tied else "decoder.head.weight"),  # tied: a copy of the embedding
     ]
