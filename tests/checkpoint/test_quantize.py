@@ -161,6 +161,13 @@ def test_layers_that_the_decoder_keeps_whole(tiny: tuple[Any, Any]) -> None:
         assert {inner for inner, kind in kinds.items() if kind is not Int8} == {"mlp.down", "attn.q"}
 
 
+def test_nothing_to_quantize() -> None:
+    model = assemble(vlmkit.compose("tiny"))
+    model.decoder.unquantized = tuple(IN_A_BLOCK)
+    with pytest.raises(WeightsError, match=r"hold no nn\.Linear"):
+        quantize(model, "int8")
+
+
 @pytest.mark.parametrize(("how", "dtype", "share"), [
     ("int8", torch.float32, 1 / 4 + 1 / 128),  # the matrices of tiny have rows of 128 and more, a scale for each
     ("int8", torch.bfloat16, 1 / 2 + 1 / 128),

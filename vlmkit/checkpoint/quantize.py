@@ -106,6 +106,9 @@ def quantize(model: VLM, how: str) -> VLM:
         raise WeightsError(f"the weights are quantized already, as {already}", where="quantize",
                            hint="start from whole weights: rounding twice would add up both errors")  # fmt: skip
     kind, layers = WAYS[how], list(_matrices(model))
+    if not layers:
+        raise WeightsError("the blocks of this decoder hold no nn.Linear", where="quantize",
+                           hint="load it whole, in bfloat16 where float32 is too much")  # fmt: skip
     for name, _, _, layer in layers:
         if layer.in_features % kind.block:
             raise WeightsError(f"rows of {layer.in_features} weights; {how} needs a multiple of {kind.block}",
@@ -132,12 +135,13 @@ def packed(model: VLM, name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 def _matrices(model: VLM) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
     """Name, parent, name in the parent, layer."""
+    names = {part: name for name, part in model.named_modules()}
     whole = tuple(f".{name}" for name in getattr(model.decoder, "unquantized", ()))
-    for i, block in enumerate(model.decoder.blocks):
-        for path, parent in block.named_modules(prefix=f"decoder.blocks.{i}"):
-            for child, layer in parent.named_children():
-                if isinstance(layer, nn.Linear) and not f"{path}.{child}".endswith(whole):
-                    yield f"{path}.{child}", parent, child, layer
+    for parent in (part for block in model.decoder.blocks for part in block.modules()):
+        for child, layer in parent.named_children():
+            name = f"{names[parent]}.{child}"
+            if isinstance(layer, nn.Linear) and not name.endswith(whole):
+                yield name, parent, child, layer
 
 
 def _bitsandbytes() -> Any:
