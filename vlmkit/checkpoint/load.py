@@ -17,6 +17,8 @@ from ..processing.tokenizer import Tokenizer
 from . import native
 from .keys import Piece, join
 from .paper import Origin, Paper, home, paper
+from .quantize import packed, quantized
+from .quantize import quantize as shrink
 from .tensors import read
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtype: torch.dtype | None = None,
-         attention: str = "auto", verify: bool = True, seed: int = 0) -> tuple[VLM, Processor]:
+         attention: str = "auto", quantize: str | None = None, verify: bool = True,
+         seed: int = 0) -> tuple[VLM, Processor]:
     """A model with its weights, and the processor that feeds it.
 
     source   a preset's name, a checkpoint folder in any known layout, a hub id `org/name[@revision]`, or a preset
     dtype    None: what the checkpoint stores
+    quantize keep the matrices of the decoder's blocks in few bits: int8 or nf4. Each is packed as it is read
     verify   compare each file of a folder that vlmkit wrote with the SHA-256 of its lock file first
     seed     draws the sections that no checkpoint fills, where the preset's `weights` say `into`
     """
@@ -40,6 +44,9 @@ def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtyp
     words = Tokenizer.from_file(home(plan.preset.tokenizer.from_) / native.TOKENIZER)
     processor = Processor(plan.preset, plan.skeleton, words)
     model = assemble(plan.preset, attention)
+    for how in (quantized(plan.skeleton), quantize):
+        if how:
+            shrink(model, how)
     fill(model, plan, device, dtype or stored_dtype(plan), seed)
     return model.eval(), processor
 
@@ -50,7 +57,9 @@ def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int) ->
         _draw(model, plan.preset, name, device, dtype, seed)
     for origin in plan.origins:
         for name, tensor in _joined(origin, model):
-            put(model, name, tensor.to(device, dtype if tensor.is_floating_point() else None, copy=True))
+            whole = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for kept, bits in packed(model, name, whole).items():
+                put(model, kept, bits)
     for part in model.modules():
         compute = getattr(part, "materialize", None)
         if callable(compute):  # what no checkpoint holds, such as rotary tables
@@ -108,6 +117,8 @@ def _draw(model: VLM, preset: Preset, name: str, device: Any, dtype: torch.dtype
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for inner, tensor in section(preset, model, name, device).state_dict().items():
-            put(model, f"{name}.{inner}", tensor.to(dtype) if tensor.is_floating_point() else tensor)
+            whole = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for kept, bits in packed(model, f"{name}.{inner}", whole).items():
+                put(model, kept, bits)
 
 

@@ -20,6 +20,7 @@ Videos = Annotated[list[Path] | None, typer.Option("--video", "-v", help="A clip
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; if not given, as stored.")]
 Attention = Annotated[str, typer.Option(help="The attention backend; `vlmkit parts attention` lists them.")]
+Quantize = Annotated[str | None, typer.Option(help="Keep the decoder's matrices in few bits: int8, or nf4.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="The longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; more is more varied.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that sum to this.")]

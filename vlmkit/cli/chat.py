@@ -31,9 +31,10 @@ def chat(
     device: a.Device = "auto",
     dtype: a.Dtype = None,
     attention: a.Attention = "auto",
+    quantize: a.Quantize = None,
 ) -> None:
     """Talk about pictures and clips, turn by turn."""
-    model, processor = load(source, words or [], device, dtype, attention)
+    model, processor = load(source, words or [], device, dtype, attention, quantize)
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     turns: list[dict[str, Any]] = []
     shown = media(image or [], video or [])

@@ -35,6 +35,7 @@ def generate(
     device: a.Device = "auto",
     dtype: a.Dtype = None,
     attention: a.Attention = "auto",
+    quantize: a.Quantize = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     json: a.Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def generate(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
         "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed,
     }  # fmt: skip
-    model, processor = load(source, words, device, dtype, attention)
+    model, processor = load(source, words, device, dtype, attention, quantize)
     if stream:
         for piece in vlmkit.stream(model, processor, asked, **how):
             print(piece, end="", flush=True)
@@ -72,7 +73,8 @@ def media(images: list[Path], videos: list[Path]) -> list[dict[str, str]]:
     return [{"type": kind, kind: str(path)} for kind, path in named]
 
 
-def load(source: str, words: list[str], device: str, dtype: str | None, attention: str) -> tuple[VLM, Any]:
+def load(source: str, words: list[str], device: str, dtype: str | None, attention: str,
+         quantize: str | None = None) -> tuple[VLM, Any]:
     """A model and its processor; what this machine cannot do is told before anything is read."""
     with console.progress(f"loading {source}"):
         import torch
@@ -84,7 +86,7 @@ def load(source: str, words: list[str], device: str, dtype: str | None, attentio
         if attention not in backends:
             raise typer.BadParameter(f"no attention named {attention!r}; there are: {', '.join(backends)}")
         kind = names[dtype] if dtype else None
-        return vlmkit.load(source, *words, device=_device(device), dtype=kind, attention=attention)
+        return vlmkit.load(source, *words, device=_device(device), dtype=kind, attention=attention, quantize=quantize)
 
 
 def _device(name: str) -> str:
