@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import cache
 from typing import Any, NamedTuple
@@ -54,6 +55,11 @@ ONEVISION = IDS | SIGLIP | {"vision_aspect_ratio": "anyres_max_9", "image_grid_p
 
 
 def configuration(name: str) -> Any:
+    """Each its own: a model writes into the sections it was made from."""
+    return copy.deepcopy(_configuration(name))
+
+
+def _configuration(name: str) -> Any:
     match name:
         case "llava" | "llava-crop":
             return transformers.LlavaConfig(text_config=VICUNA, **LLAVA)
