@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import vlmkit
 from vlmkit.checkpoint.load import fill
 from vlmkit.checkpoint.paper import Paper, paper
-from vlmkit.compose.folder import format_of
+from vlmkit.compose.folder import describe, format_of
 from vlmkit.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointSafetyError, PresetError
 from vlmkit.model.assemble import assemble
 from vlmkit.parts.towers.timm import normalise
@@ -171,7 +171,8 @@ def test_a_convolution(tmp_path: Path) -> None:
     their = keep(tmp_path / "own", "test_convnext")
     made, plan = model("llava-1.5-7b", "tower.model=test_convnext", "tower.layer=-1", DECODER,
                        entry(tmp_path / "own", "timm"))
-    assert plan.preset.tower.side == 160
+    assert plan.preset.tower.model == "test_convnext"
+    assert describe(tmp_path / "own", "timm").layers[0][1]["tower"]["side"] == made.tower.side == 160
     with torch.inference_mode():
         wanted = their.forward_intermediates(normalise(pixels(160), made.tower.mean, made.tower.std), indices=[-1],
                                              norm=False, intermediates_only=True)[0]

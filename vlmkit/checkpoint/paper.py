@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..compose import folder as strangers
 from ..compose.bind import bind, compose, unbind
@@ -151,6 +151,10 @@ def _informed(preset: Preset) -> tuple[Preset, list[str]]:
 
 def _origin(entry: Weights, preset: Preset, skeleton: VLM, verify: bool) -> Origin:
     folder = home(entry.from_, entry.revision)
+    for name in entry.into:
+        if name != "separators" and _part(skeleton, name) is None:
+            raise WeightsError(f"fills {name}, which this model does not have", where=folder,
+                               hint="take it out of `into`")
     if entry.format == "native" and not native.is_native(folder):
         raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}", where=folder)
     if entry.format == "native" and verify:
@@ -160,11 +164,17 @@ def _origin(entry: Weights, preset: Preset, skeleton: VLM, verify: bool) -> Orig
         rules = [Rule(f"{name}.{{p}}", f"{name}.{{p}}") for name in entry.into] or [Rule("{p}", "{p}")]
     else:
         rules = strangers.make(entry.format).rules(preset, stored)
-        rules = [rule for name in entry.into for rule in _into(rules, name)] or rules
+        rules = [rule for name in entry.into for rule in _into(rules, name)] if entry.into else rules
     plan = compare(Table(rules), stored, skeleton.state_dict(), lambda name: _spare(skeleton, name))
     if entry.into:
         plan = plan._replace(unknown=[])
     return Origin(folder, entry.format, plan, stored)
+
+
+def _part(model: Any, section: str) -> Any:
+    for name in section.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
 def _into(rules: list[Rule], section: str) -> list[Rule]:
