@@ -15,7 +15,7 @@ from .generate import load
 
 
 def export(
-    source: a.Source,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint folder, or what else has weights.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Presets or key=value.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
@@ -30,13 +30,13 @@ def export(
 
     llava-hf is read by transformers and vLLM. A part that has no home there is named, and nothing is written.
     """
-    model, processor = load(source, words or [], "cpu", dtype, "auto")
+    model, processor = load(folder, words or [], "cpu", dtype, "auto")
     from vlmkit.checkpoint.export import write
 
     from . import compare
 
     with console.progress(f"writing {out}"):
-        folder, notes = write(model, processor, out, format)
+        written, notes = write(model, processor, out, format)
     if not json:
         for note in notes:
             print(note)
@@ -47,12 +47,12 @@ def export(
             heard = compare.listen(model, processor, asked)
         del model
         with console.progress("asking its export"):
-            rows = compare.compare(folder, asked, heard)
+            rows = compare.compare(written, asked, heard)
     if json:
-        console.document({"out": str(folder), "format": format, "notes": notes, "check": [r._asdict() for r in rows]})
+        console.document({"out": str(written), "format": format, "notes": notes, "check": [r._asdict() for r in rows]})
     else:
         if rows:
             console.columns([compare.line(row) for row in rows], ("check", "by", "tokens", "logits", "greedy text"))
-        print(folder)
+        print(written)
     if not all(row.good for row in rows):
-        raise WeightsError("the export does not answer as the model does", where=folder)
+        raise WeightsError("the export does not answer as the model does", where=written)

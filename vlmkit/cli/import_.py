@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def import_(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|HUB_ID", help="Weights in any layout that vlmkit knows.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER|HUB_ID", help="Weights in any layout that vlmkit knows.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Presets or key=value.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
@@ -27,11 +27,12 @@ def import_(
 
     Every tensor is kept, also blocks and norms that are never run, so that an export gives back the same.
     """
-    with console.progress(f"reading {source}"):
+    with console.progress(f"reading {folder}"):
         from vlmkit.checkpoint.paper import paper
 
-        plan = paper(source, *(words or ()))
-        if more := [word for word in whole(plan.preset) if word not in (words or ())]:
+        plan = paper(folder, *(words or ()))
+        given = {word.partition("=")[0] for word in words or ()}
+        if more := [f"{path}=true" for path in partial(plan.preset) if path not in given]:
             plan = paper(plan.preset, *more)
     base = weights.nearest(plan.preset)
     changed = weights.changes(plan.preset, base) if base else {}
@@ -45,17 +46,17 @@ def import_(
             weights.tell(base, changed)
         print()
     with console.progress(f"writing {out}"):
-        folder = vlmkit.save(*vlmkit.load(plan.preset), out)
+        written = vlmkit.save(*vlmkit.load(plan.preset), out)
     if json:
-        return console.document({"out": str(folder), "nearest": base, "sections": plan.lines(), "notes": plan.notes,
+        return console.document({"out": str(written), "nearest": base, "sections": plan.lines(), "notes": plan.notes,
                                  "changed": {path: change._asdict() for path, change in changed.items()}})  # fmt: skip
-    print(folder)
+    print(written)
 
 
-def whole(preset: Preset) -> list[str]:
-    """The words that let towers of somebody else's folder keep blocks and norms that are never run."""
+def partial(preset: Preset) -> list[str]:
+    """The fields that say whether towers of somebody else's folder keep what is never run, where they do not."""
     if any(entry.format == "native" for entry in preset.weights):
         return []
     towers: dict[str, Any] = {"tower": preset.tower, "image.tower": preset.image and preset.image.tower,
                               "video.tower": preset.video and preset.video.tower}  # fmt: skip
-    return [f"{path}.whole=true" for path, tower in towers.items() if getattr(tower, "whole", None) is False]
+    return [f"{path}.whole" for path, tower in towers.items() if getattr(tower, "whole", None) is False]

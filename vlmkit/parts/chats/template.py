@@ -116,7 +116,7 @@ class Template:
         """The template, for engines that always give it lists of parts; `image` and `video` stand for a visual."""
         for kind, wanted in (("image", image), ("video", video)):
             if (mark := self.marks[kind]) != wanted and mark in self.source:
-                raise TemplateError(f"writes {mark!r} for a {kind}, the tokenizer has {wanted!r}", where=self.where,
+                raise TemplateError(f"writes {mark!r} for each {kind}, the tokenizer has {wanted!r}", where=self.where,
                                     hint=f"set tokenizer.{kind} to {mark!r}")
         if self.typed:
             return self.source
