@@ -78,10 +78,13 @@ class Paper(NamedTuple):
 def paper(source: str | Path | Preset, *overrides: str, verify: bool = True) -> Paper:
     """Compose, fetch, compare. Raises CheckpointMismatchError with every difference at once."""
     preset, notes = _informed(_compose(source, overrides))
+    if verify:
+        for folder in _own(preset):
+            native.verify(folder)
     skeleton = assemble(preset)
     if how := _stored_quantized(preset):
         quantize(skeleton, how)
-    origins = [_origin(entry, preset, skeleton, verify) for entry in preset.weights]
+    origins = [_origin(entry, preset, skeleton) for entry in preset.weights]
     random = _random(preset, skeleton)
     _complain(preset, skeleton, origins, random)
     return Paper(preset, skeleton, origins, random, notes)
@@ -89,13 +92,18 @@ def paper(source: str | Path | Preset, *overrides: str, verify: bool = True) -> 
 
 def _stored_quantized(preset: Preset) -> str | None:
     """How a folder that vlmkit wrote keeps the decoder's matrices: their numbers and the scales beside them tell."""
-    for entry in preset.weights:
-        if entry.format == "native" and native.is_native(folder := home(entry.from_)):
-            stored = headers(folder)
-            for name in stored:
-                if name.startswith("decoder.") and name.endswith(".scale"):
-                    return PACKED.get(stored[name.removesuffix("scale") + "weight"].dtype)
+    for folder in _own(preset):
+        stored = headers(folder)
+        for name in stored:
+            if name.startswith("decoder.") and name.endswith(".scale"):
+                return PACKED.get(stored[name.removesuffix("scale") + "weight"].dtype)
     return None
+
+
+def _own(preset: Preset) -> list[Path]:
+    """The folders that vlmkit wrote."""
+    entries = [entry for entry in preset.weights if entry.format == "native"]
+    return [folder for entry in entries if native.is_native(folder := home(entry.from_, entry.revision))]
 
 
 def part_of(name: str) -> str:
@@ -149,7 +157,7 @@ def _informed(preset: Preset) -> tuple[Preset, list[str]]:
     return preset, notes
 
 
-def _origin(entry: Weights, preset: Preset, skeleton: VLM, verify: bool) -> Origin:
+def _origin(entry: Weights, preset: Preset, skeleton: VLM) -> Origin:
     folder = home(entry.from_, entry.revision)
     for name in entry.into:
         if name != "separators" and _part(skeleton, name) is None:
@@ -157,8 +165,6 @@ def _origin(entry: Weights, preset: Preset, skeleton: VLM, verify: bool) -> Orig
                                hint="take it out of `into`")
     if entry.format == "native" and not native.is_native(folder):
         raise WeightsError(f"holds no {native.PRESET} with {native.LOCK}", where=folder)
-    if entry.format == "native" and verify:
-        native.verify(folder)
     stored = headers(folder)
     if entry.format == "native":
         rules = [Rule(f"{name}.{{p}}", f"{name}.{{p}}") for name in entry.into] or [Rule("{p}", "{p}")]
