@@ -156,11 +156,12 @@ class Rule(NamedTuple):
     """Their tensor name <-> our tensor name; `{i}` is a number, `{p}` the rest. Ours is None: known and not kept.
 
     how  same | stack (several of theirs are one of ours, joined on axis 0) | squeeze (theirs lacks our leading ones)
+         | twice (theirs is stored two times, and must be the same)
     """
 
     theirs: str | tuple[str, ...]
     ours: str | None
-    how: Literal["same", "stack", "squeeze"] = "same"
+    how: Literal["same", "stack", "squeeze", "twice"] = "same"
 
 
 class Dressed(NamedTuple):

@@ -9,24 +9,24 @@ import torch
 
 pytest.importorskip("transformers")
 
-import folders  # noqa: E402
-import small  # noqa: E402
-import theirs  # noqa: E402
-import yaml  # noqa: E402
-from folders import GONE, edit  # noqa: E402
-from small import Talk, picture  # noqa: E402
+import folders
+import small
+import theirs
+import yaml
+from folders import GONE, edit
+from small import Talk, picture
 
-import vlmkit  # noqa: E402
-from vlmkit.checkpoint.paper import paper  # noqa: E402
-from vlmkit.cli.main import main  # noqa: E402
-from vlmkit.compose.bind import sources  # noqa: E402
-from vlmkit.errors import (  # noqa: E402
+import vlmkit
+from vlmkit.checkpoint.paper import paper
+from vlmkit.cli.main import main
+from vlmkit.compose.bind import sources
+from vlmkit.errors import (
     CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointSafetyError,
     WeightsError,
 )
-from vlmkit.limits import Limits  # noqa: E402
+from vlmkit.limits import Limits
 
 ONE = Talk(("<image>\nWhat is in it?",), (picture(48, 64, 1),))
 
@@ -152,10 +152,10 @@ def test_commands_take_a_folder(folder, capsys, tmp_path):
 
 # who wins: words, then files of the user's own, then the folder, then what is shipped
 
-def preset(tmp_path, base, where, **sections):
+def preset(tmp_path, base, where, into=(), format="llava-hf", **sections):
     """A preset file of the user's."""
     said = {"extends": base, **sections, "tokenizer": {"from": str(where)},
-            "weights": [{"from": str(where), "format": "llava-hf"}]}
+            "weights": [{"from": str(where), "format": format, "into": list(into)}]}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(said))
     return str(file)
@@ -208,12 +208,8 @@ def test_a_size_that_the_user_names_is_not_bent(folder, tmp_path):
 
 
 def test_a_swapped_part_keeps_its_own_section(folder, tmp_path):
-    where = folder("llava")
-    mine = preset(tmp_path, "llava-1.5-7b", where)
-    said = yaml.safe_load(open(mine))
-    said["projector"] = {"use": "resampler", "queries": 8}
-    said["weights"][0]["into"] = ["tower", "decoder"]
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    mine = preset(tmp_path, "llava-1.5-7b", folder("llava"), ["tower", "decoder"],
+                  projector={"use": "resampler", "queries": 8})
     plan = paper(mine)
     assert (plan.preset.projector.use, plan.preset.projector.queries) == ("resampler", 8)
     assert plan.random == ["projector"]
@@ -222,23 +218,16 @@ def test_a_swapped_part_keeps_its_own_section(folder, tmp_path):
 
 def test_only_the_sections_it_fills_are_told_by_a_folder(folder, tmp_path):
     """A decoder from here; the tower stays as shipped, and would start from random weights."""
-    mine = preset(tmp_path, "llava-1.5-7b", folder("llava"))
-    said = yaml.safe_load(open(mine))
-    said["weights"][0]["into"] = ["decoder"]
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
-    found = paper(mine).preset
+    found = paper(preset(tmp_path, "llava-1.5-7b", folder("llava"), ["decoder"])).preset
     assert (found.decoder.width, found.tower.options) == (32, {})
 
 
 @pytest.mark.parametrize("format", ["native", "llava"])
 def test_weights_of_another_format_are_one_error(format, folder, tmp_path):
-    mine = preset(tmp_path, "llava-1.5-7b", folder("llava"))
-    said = yaml.safe_load(open(mine))
-    said["weights"][0]["format"] = format
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    where = folder("llava")
     with pytest.raises(WeightsError) as caught:
-        vlmkit.load(mine)
-    assert str(tmp_path / "llava") in str(caught.value)
+        vlmkit.load(preset(tmp_path, "llava-1.5-7b", where, format=format))
+    assert str(caught.value).startswith(f"{where}: ")
 
 
 # a folder is data

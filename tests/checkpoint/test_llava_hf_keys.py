@@ -101,6 +101,21 @@ def test_tied_with_a_copy_of_the_embedding(layout, saved, tmp_path):
     same(vlmkit.load(folders.renamed(saved("onevision-tied"), tmp_path / "new", layout, **copy))[0], "onevision-tied")
 
 
+def test_tied_to_a_head_of_its_own(saved, tmp_path):
+    """transformers warns and keeps both; nothing is lost here either, and nothing silently."""
+    head = {"language_model.lm_head.weight": torch.rand(384, 32)}
+    folder = folders.renamed(saved("onevision-tied"), tmp_path / "new", str, **head)
+    with pytest.raises(CheckpointMismatchError, match=r"lm_head\.weight differ.*\n.*decoder\.tied=false"):
+        vlmkit.load(folder)
+    model, _ = vlmkit.load(folder, "decoder.tied=false")
+    assert torch.equal(model.decoder.head.weight, head["language_model.lm_head.weight"])
+
+
+def test_tied_and_only_the_head_is_stored(saved, tmp_path):
+    same(vlmkit.load(folders.renamed(saved("onevision-tied"), tmp_path / "new", lambda name: name.replace(
+        "language_model.model.embed_tokens", "language_model.lm_head")))[0], "onevision-tied")
+
+
 def test_tied_is_said_by_either_configuration(saved, tmp_path):
     for at, changes in enumerate(({"tie_word_embeddings": False}, {"text_config__tie_word_embeddings": False})):
         folder = folders.renamed(saved("onevision-tied"), tmp_path / str(at), str)

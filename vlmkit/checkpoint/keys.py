@@ -104,7 +104,7 @@ def _unlike(parts: list[Stored], how: str, wanted: Tensor) -> str:
     elif how == "squeeze":
         fits = (1,) * (len(shape) - len(shapes[0])) + shapes[0] == shape
     else:
-        fits = shapes[0] == shape
+        fits = set(shapes) == {shape}
     floats = all(("F" in part.dtype) == wanted.is_floating_point() for part in parts)
     if fits and floats:
         return ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compose.preset import Preset
-from ..errors import WeightsError
+from ..errors import CheckpointMismatchError, WeightsError
 from ..model.assemble import assemble, section
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
@@ -101,6 +101,9 @@ def _joined(origin: Origin, model: VLM) -> Iterator[tuple[str, Tensor]]:
         parts[theirs] = tensor
         if len(parts) == len(piece.names):
             del waiting[ours]
+            if piece.how == "twice" and not all(torch.equal(tensor, part) for part in parts.values()):
+                raise CheckpointMismatchError(f"{' and '.join(piece.names)} differ, and are said to be one",
+                                              where=origin.folder, hint="decoder.tied=false keeps both")
             shape = _at(model, ours).shape
             yield ours, join([parts[name] for name in piece.names], piece.how, tuple(shape))
 

@@ -33,7 +33,7 @@ class Language:
     def rules(self, preset: Preset, names: Collection[str]) -> list[Rule]:
         """With its head, or the body alone, whose names begin one step further in."""
         body = "" if "embed_tokens.weight" in names else "model."
-        return tables.decoder(body, "", not hasattr(preset.decoder, "tied") or preset.decoder.tied)
+        return tables.decoder(body, "", not hasattr(preset.decoder, "tied") or preset.decoder.tied, names)
 
     def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:
         raise only_read("language")

@@ -55,6 +55,7 @@ MERGES: dict[str, JSON] = {  # how the tiles of a picture become one row of toke
     "spatial_unpad": {"use": "anyres", "unpad": True, "newline": "row"},
 }  # fmt: skip
 STYLES = (("llama-2", "llava_llama_2"), ("v1", "llava_v1"))  # of the first LLaVA, by the folder's name, as they choose
+POOLS = ("mm_resampler_type", "mm_spatial_pool_mode", "mm_spatial_pool_stride")  # what only models of clips say
 NEWLINES = {"grid": "row", "frame": "frame", "one_token": "end", "no_token": "none"}
 
 
@@ -110,7 +111,7 @@ class Llava:
             Rule("model.image_newline", "separators.newline"),
             Rule("model.faster_token", "separators.faster"),
             Rule("model.vision_resampler.pool.{p}", "video.packer.conv.{p}"),
-            *tables.decoder("model.", "", tied),
+            *tables.decoder("model.", "", tied, names),
         ]
 
     def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:
@@ -145,11 +146,12 @@ def _kind(config: Fields) -> str:
     """Which model of the family it is, by what it can do; `transformers`' names where it has one."""
     if "mm_image_tower" in config:
         return "video_llava"
+    config.must("mm_resampler_type", None, "spatial_pool", default=None)
     tower, aspect = _seen(config), config.get("image_aspect_ratio", str) or ""
     if aspect.startswith("anyres"):
         if tower.model == hf_config.SIGLIP:
             return "llava_video" if config.get("mm_newline_position", str) == "grid" else "llava_onevision"
-        return "llava_next_video" if config.get("mm_spatial_pool_mode", str) else "llava_next"
+        return "llava_next_video" if any(config.get(name) for name in POOLS) else "llava_next"
     if _projector(config)["use"] == "linear":
         return "llava_v1"
     if FAMILIES.get(config.get("model_type", str)) == "qwen2" and tower.model != hf_config.SIGLIP:

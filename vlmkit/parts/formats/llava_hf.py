@@ -57,7 +57,7 @@ class LlavaHF:
             Rule(f"{rest}image_newline", "separators.newline"),
             Rule("model.vision_resampler.pool.{p}", "video.packer.conv.{p}"),
             Rule("vision_resampler.pool.{p}", "video.packer.conv.{p}"),
-            *tables.decoder(body, head, tied),
+            *tables.decoder(body, head, tied, names),
         ]
 
     def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:

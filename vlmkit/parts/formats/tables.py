@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vlmkit.types import Rule
 
 
@@ -35,11 +37,17 @@ def temporal(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def decoder(body: str, head: str, tied: bool) -> list[Rule]:
-    """Llama, Mistral, Qwen2 and Qwen3. `body`: before `layers`, with its dot; `head`: before `lm_head`."""
+def decoder(body: str, head: str, tied: bool, names: Collection[str] = ()) -> list[Rule]:
+    """Llama, Mistral, Qwen2 and Qwen3. `body`: before `layers`, with its dot; `head`: before `lm_head`.
+
+    tied   the head is the embedding; either may be stored, or both
+    """
     block, own = f"{body}layers.{{i}}.", "decoder.blocks.{i}."
+    embed, last = f"{body}embed_tokens.weight", f"{head}lm_head.weight"
+    stored = tuple(name for name in (embed, last) if name in names) if tied else ()
     return [
-        Rule(f"{body}embed_tokens.weight", "decoder.embed.weight"),
+        Rule(stored, "decoder.embed.weight", "twice") if stored else Rule(embed, "decoder.embed.weight"),
+        *([] if tied else [Rule(last, "decoder.head.weight")]),
         Rule(f"{block}input_layernorm.weight", f"{own}attn_norm.weight"),
         *(Rule(f"{block}self_attn.{x}_proj.{{p}}", f"{own}attn.{x}.{{p}}") for x in "qkvo"),
         *(Rule(f"{block}self_attn.{x}_norm.weight", f"{own}attn.{x}_norm.weight") for x in "qk"),
@@ -48,7 +56,6 @@ def decoder(body: str, head: str, tied: bool) -> list[Rule]:
         Rule(f"{block}self_attn.rotary_emb.inv_freq", None),  # of old files; computed from positions
         Rule(f"{body}rotary_emb.inv_freq", None),
         Rule(f"{body}norm.weight", "decoder.norm.weight"),
-        Rule(f"{head}lm_head.weight", None if tied else "decoder.head.weight"),  # tied: a copy of the embedding
     ]
 
 
