@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from .files import choose, inside, parse, stranger, weight_map
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+MAPPED = 256 << 20  # bytes of a file from which on it is mapped
 PLAIN = re.compile(r"[\x21-\x7e]{1,512}")  # characters a tensor name may have
 AXES, COUNT = 16, 1 << 60  # of one tensor at most, empty axes counted as one: what torch can address
 
@@ -62,31 +64,63 @@ def headers(folder: Path) -> dict[str, Stored]:
 
 
 def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, file by file as they lie there. Each owns its memory; tied names share one.   name, [shape]
+    """The named tensors, file by file as they lie there; tied names share one.   name, [shape]
 
     check   refuse NaN and infinity
+
+    Small files are read into memory of the tensor's own. Large ones are mapped, as transformers and llama.cpp do: a page
+    comes from disk when it is first used, and a copy of it is made when it is first written to.
     """
     rows = sorted(stored.items(), key=lambda row: (row[1].file, row[1].start, row[1].shape, row[0]))
     for file, inner in groupby(rows, key=lambda row: row[1].file):
         try:
             with FileIO(file) as opened:
+                mapped = _map(opened) if file.stat().st_size >= MAPPED else None
                 for row, tied in groupby(inner, key=lambda row: row[1]):
                     names = [name for name, _ in tied]
-                    tensor = _take(opened, row).to(device)
+                    tensor = (_take(opened, row) if mapped is None else _view(mapped, row)).to(device)
                     if check:
                         finite(names[0], tensor, file)
+                    if mapped is not None:
+                        _forget(mapped, row)
                     yield from ((name, tensor) for name in names)
         except OSError as error:
             raise CheckpointFormatError(f"cannot be read: {error.strerror}", where=file) from None
+
+
+def _map(opened: FileIO) -> mmap.mmap:
+    return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _view(mapped: mmap.mmap, row: Stored) -> Tensor:
+    """One tensor where it lies in a mapped file; copied where a number would lie across its own bounds."""
+    dtype = NUMBERS[row.dtype]
+    if not row.numbers:
+        return torch.empty(row.shape, dtype=dtype)
+    whole = row.start - row.start % dtype.itemsize
+    if whole == row.start:
+        return torch.frombuffer(mapped, dtype=dtype, count=row.numbers, offset=row.start).view(row.shape)
+    raw = torch.frombuffer(mapped, dtype=torch.uint8, count=row.numbers * dtype.itemsize, offset=row.start)
+    return raw.clone().view(dtype).view(row.shape)
+
+
+def _forget(mapped: mmap.mmap, row: Stored) -> None:
+    """Give back the pages that a check has read: they are still in the system's cache, and loading stays small."""
+    first = -(-row.start // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (row.start + row.numbers * NUMBERS[row.dtype].itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def finite(name: str, tensor: Tensor, where: object = "") -> None:
     """Raise CheckpointCorruptError where a weight is NaN or infinite. One pass, no copy.   [any]"""
     if not tensor.is_floating_point() or not tensor.numel():
         return
-    numbers = tensor.half() if tensor.element_size() == 1 else tensor  # float8 has no minimum
-    if not torch.stack(torch.aminmax(numbers)).isfinite().all():
-        nan, infinite = int(numbers.isnan().sum()), int(numbers.isinf().sum())
+    numbers = tensor.half() if tensor.element_size() == 1 else tensor  # float8 has no sum
+    if numbers.sum().isfinite():  # the cheapest pass that any of them spoils
+        return
+    nan, infinite = int(numbers.isnan().sum()), int(numbers.isinf().sum())
+    if nan or infinite:  # else the sum was too large for its type
         raise CheckpointCorruptError(f"{name}: {nan} NaN and {infinite} infinite among {tensor.numel()} numbers",
                                      where=where, hint="no answer comes of such weights; take an earlier checkpoint")
 
