@@ -68,8 +68,8 @@ def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) 
 
     check   refuse NaN and infinity
 
-    Small files are read into memory of the tensor's own. Large ones are mapped, as transformers and llama.cpp do: a page
-    comes from disk when it is first used, and a copy of it is made when it is first written to.
+    Small files are read into memory of the tensor's own. Large ones are mapped, as transformers and llama.cpp do: a
+    page comes from disk when it is first used, and a copy of it is made when it is first written to.
     """
     rows = sorted(stored.items(), key=lambda row: (row[1].file, row[1].start, row[1].shape, row[0]))
     for file, inner in groupby(rows, key=lambda row: row[1].file):
