@@ -262,7 +262,9 @@ def test_a_full_disk(small: Small, other: Any, tmp_path: Path, told_before: bool
             small_disk(tmp_path / "disk", int(needs * (1 + share)) + native.BESIDES + PAGES)
             folder = vlmkit.save(*small, tmp_path / "disk" / "model")
             before = weights(folder)
-            if not told_before:
+            if told_before:
+                monkeypatch.setattr(shards, "write", None)
+            else:
                 monkeypatch.setattr(whole.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 60))
             with pytest.raises(SaveError, match="the disk is full") as caught:
                 vlmkit.save(other, small[1], folder)
@@ -305,6 +307,23 @@ def test_one_writer_at_a_time(small: Small, other: Any, folder: Path) -> None:
     vlmkit.save(other, small[1], folder)  # a dead one's lock holds nobody up
     assert weights(folder) != before
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model", "model.new-12345678"]
+
+
+def test_a_lock_whose_file_was_just_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last holder let go between our opening and our locking: what we hold is no longer the lock."""
+    lock, file, calls = whole._lock, folder.with_name(".model.lock"), []
+
+    def late(handle: int, folder: Path) -> bool:
+        calls.append(handle)
+        if len(calls) == 1:
+            file.unlink()
+        return lock(handle, folder)
+
+    monkeypatch.setattr(whole, "_lock", late)
+    with replacing(folder):
+        assert file.is_file()
+        with pytest.raises(SaveError, match=f"is being written by process {os.getpid()} "):
+            replacing(folder).__enter__()
 
 
 def test_four_writers_at_once(tmp_path: Path) -> None:

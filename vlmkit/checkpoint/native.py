@@ -76,7 +76,10 @@ def verify(folder: Path) -> None:
         raise CheckpointFormatError(f"says nothing about {', '.join(sorted(unlocked))}", where=folder / LOCK)
     for name, (size, sha256) in wanted.items():
         file = inside(folder, name)
-        found = digest(file)
+        try:
+            found = digest(file)
+        except OSError as error:
+            raise CheckpointFormatError(f"cannot be read: {error.strerror}", where=file) from None
         if (found["bytes"], found["sha256"]) != (size, sha256):
             raise CheckpointCorruptError(f"sha256 {found['sha256'][:12]}… over {found['bytes']} bytes, written as "
                                          f"{sha256[:12]}… over {size}", where=file,
