@@ -20,6 +20,7 @@ from vlmkit.checkpoint.quantize import FEW, NF4, WAYS, Int8, packed, quantize, q
 from vlmkit.checkpoint.tensors import headers, read
 from vlmkit.errors import PresetError, WeightsError
 from vlmkit.model.assemble import assemble
+from vlmkit.train.loop import train
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 NF4_LEVELS = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -237,10 +238,12 @@ def test_an_unknown_way() -> None:
                                  "did you mean 'int8'?")  # fmt: skip
 
 
-def test_twice() -> None:
-    model = quantize(assemble(vlmkit.compose("tiny")), "int8")
-    with pytest.raises(WeightsError, match="already, as int8"):
-        quantize(model, "int8")
+def test_twice(tiny: tuple[Any, Any]) -> None:
+    model = quantize(copy.deepcopy(tiny[0]), "int8")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert same(before, quantize(model, "int8").state_dict())
+    with pytest.raises(WeightsError, match="already, as int8, and cannot become nf4"):
+        quantize(model, "nf4")
 
 
 def test_rows_that_nf4_cannot_cut() -> None:
@@ -276,3 +279,38 @@ def test_native_code_is_not_fetched_on_import(tmp_path: Path, monkeypatch: pytes
     finally:
         sys.modules.pop("bitsandbytes", None)
         sys.modules.pop("kernels", None)
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_load(tiny: tuple[Any, Any], how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Packed while they are read, saved, loaded: the same bits as packing the whole model."""
+    model, processor = vlmkit.load("tiny", dtype=dtype, quantize=how)
+    assert same(model.state_dict(), quantize(copy.deepcopy(tiny[0]).to(dtype), how).state_dict())
+    folder = vlmkit.save(model, processor, tmp_path / "model")
+    for wish in (None, how):
+        again, reader = vlmkit.load(folder, quantize=wish)
+        assert same(model.state_dict(), again.state_dict())
+        assert quantized(again) == how
+    asked = conversations()[0]
+    assert vlmkit.generate(again, reader, asked) == vlmkit.generate(model, processor, asked)
+    twice = vlmkit.save(again, reader, tmp_path / "twice")
+    assert {f.name: f.read_bytes() for f in twice.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_load_another_way_than_stored(tmp_path: Path) -> None:
+    folder = vlmkit.save(*vlmkit.load("tiny", quantize="int8"), tmp_path / "model")
+    with pytest.raises(WeightsError, match="already, as int8, and cannot become nf4"):
+        vlmkit.load(folder, quantize="nf4")
+    with pytest.raises(PresetError, match="no way to quantize is named 'int4'"):
+        vlmkit.load("tiny", quantize="int4")
+
+
+def test_what_whole_weights_are_needed_for(tmp_path: Path) -> None:
+    model, processor = vlmkit.load("tiny", quantize="int8")
+    with pytest.raises(WeightsError, match="quantized, as int8; other engines want whole weights"):
+        vlmkit.export(model, processor, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run = vlmkit.compose("tiny", "runs/tiny", "train={decoder: 1e-3}")
+    with pytest.raises(PresetError, match=r"train\.decoder: the decoder is quantized, as int8"):
+        train(model, processor, run, tmp_path / "run")

@@ -16,6 +16,7 @@ from ..errors import PresetError, WeightsError
 from . import native, shards
 from .keys import Table, split
 from .paper import part_of
+from .quantize import quantized
 from .whole import replacing
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def write(model: VLM, processor: Processor, folder: str | Path, format: str, max
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(layout, folder))):
         raise WeightsError(f"is already there and is no {format} export of vlmkit; nothing was written", where=folder,
                            hint="name another folder")
+    if how := quantized(model):
+        raise WeightsError(f"the model is quantized, as {how}; other engines want whole weights", where="export",
+                           hint="load it without quantize")
     needs = shards.size(model.state_dict()) + len(processor.tokenizer.source) + native.BESIDES
     with replacing(folder, needs) as beside:
         processor.tokenizer.save(beside / native.TOKENIZER)

@@ -103,8 +103,10 @@ def quantize(model: VLM, how: str) -> VLM:
         raise PresetError(f"no way to quantize is named {how!r}; there are: {', '.join(WAYS)}{nearest(how, WAYS)}",
                           where="quantize")  # fmt: skip
     if already := quantized(model):
-        raise WeightsError(f"the weights are quantized already, as {already}", where="quantize",
-                           hint="start from whole weights: rounding twice would add up both errors")  # fmt: skip
+        if already == how:
+            return model
+        raise WeightsError(f"the weights are quantized already, as {already}, and cannot become {how}",
+                           where="quantize", hint="start from whole weights: both roundings would add up")  # fmt: skip
     kind, layers = WAYS[how], list(_matrices(model))
     if not layers:
         raise WeightsError("the blocks of this decoder hold no nn.Linear", where="quantize",

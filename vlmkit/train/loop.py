@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from ..checkpoint.quantize import quantized
 from ..errors import PresetError, ResumeError, VlmkitError
 from ..types import Batch
 from .loss import loss
@@ -109,6 +110,9 @@ def _optimizers(model: VLM, rates: dict[str, float]) -> list[Optimizer]:
 
     Muon's update is scaled to the size of AdamW's, so one learning rate serves both.
     """
+    if "decoder" in rates and (how := quantized(model)):
+        raise PresetError(f"the decoder is quantized, as {how}: its matrices cannot learn", where="train.decoder",
+                          hint="load it without quantize, or train other sections")
     model.requires_grad_(False)
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
