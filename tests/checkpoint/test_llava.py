@@ -241,6 +241,7 @@ def test_fields(tmp_path: Path, name: str, more: dict[str, Any], path: str, want
     ("llava", {"s2": True}, "mm_vision_tower is"),
     ("llava", {"mm_vision_select_feature": "slicefour_patch"}, "mm_vision_select_feature is 'slicefour_patch'"),
     ("llava", {"mm_projector_type": "mlp2x_res2x_gelu"}, "mm_projector_type is 'mlp2x_res2x_gelu'"),
+    ("llava", {"mm_resampler_type": "qformer"}, "mm_resampler_type is 'qformer'; vlmkit knows None and 'spatial_pool'"),
     ("llava", {"image_aspect_ratio": "highres"}, "image_aspect_ratio is 'highres'"),
     ("next", {"image_aspect_ratio": "anyres_most"}, "image_aspect_ratio is 'anyres_most'"),
     ("next", {"mm_patch_merge_type": "unpad"}, "mm_patch_merge_type is 'unpad'"),
@@ -410,7 +411,11 @@ def test_video_llava(tmp_path: Path) -> None:
 
     messages = Talk(("<image>\n<video>\nWhat is in it?",), (picture(48, 64, 1), clip(8))).messages
     assert len(process(messages).slots) == 16 + 8 * 17
-    assert vlmkit.generate(model, process, messages, max_new_tokens=4, ignore_eos=True, details=True).visual_tokens
+    said = vlmkit.generate(model, process, messages, max_new_tokens=4, ignore_eos=True)
+    named, own = vlmkit.load("video-llava-7b", *sizes, f"tokenizer.from={folder}",
+                             f"weights=[{{from: {folder}, format: llava}}]")  # the shipped preset says the same
+    assert all(torch.equal(found[key], tensor) for key, tensor in named.state_dict().items())
+    assert vlmkit.generate(named, own, messages, max_new_tokens=4, ignore_eos=True) == said
     with pytest.raises(vlmkit.ShapeError, match="exactly 8 frames together; this is a clip of 4"):
         vlmkit.load(folder, *sizes, "video.sampler.frames=4")[1](messages)
 
