@@ -22,11 +22,9 @@ if importlib.util.find_spec("vlmkit_transformers") is None:
     sys.path.insert(0, str(ROOT))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What an installer writes beside a package, where nobody installed it."""
-    if any(d.name == "vlmkit-transformers" for d in importlib.metadata.distributions()):
-        return
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an installer writes beside a package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     site = tmp_path_factory.mktemp("site")
     info = site / f"vlmkit_transformers-{project['version']}.dist-info"
@@ -36,13 +34,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
     entries.read_dict(project["entry-points"])
     with (info / "entry_points.txt").open("w") as file:
         entries.write(file)
-    sys.path.append(str(site))
+    return site
 
 
 @pytest.fixture(autouse=True)
-def plugged(monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
+def plugged(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     from vlmkit import plugins
 
+    if not any(d.name == "vlmkit-transformers" for d in importlib.metadata.distributions()):
+        monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("VLMKIT_PLUGINS", "transformers")
     manager = plugins.make_manager()
     assert not manager.broken

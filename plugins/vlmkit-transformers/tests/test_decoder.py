@@ -16,6 +16,7 @@ from vlmkit_transformers import decoder
 
 import vlmkit
 from vlmkit import registry
+from vlmkit.checkpoint.quantize import quantize
 from vlmkit.errors import ContextLengthError, PresetError, ShapeError, VlmkitError
 from vlmkit.view.attention import looks
 
@@ -197,7 +198,7 @@ def test_tables_that_stretch_end_where_they_begin_to() -> None:
 def model(words: tuple[str, ...] = (), kind: str = "gemma2") -> tuple[Any, Any]:
     """`tiny` with another decoder, and another tower when `words` say so; its tokenizer, chat and tiles."""
     _, processor = vlmkit.load("tiny")
-    said = {"model_type": kind, **BASE, **KINDS[kind], "max_position_embeddings": 512,
+    said = {"model_type": kind, **BASE, **KINDS.get(kind, {}), "max_position_embeddings": 512,
             "vocab_size": processor.tokenizer.size}  # fmt: skip
     preset = vlmkit.compose("tiny", f"decoder={{use: transformers, config: {said}}}", *words)
     made = vlmkit.build(preset, seed=1).eval()
@@ -237,6 +238,19 @@ def test_saved_and_loaded_by_vlmkit(tmp_path: Path) -> None:
     batch = reads(conversations())
     with torch.no_grad():
         assert torch.equal(again.logits(again(batch)), made.logits(made(batch)))
+
+
+def test_its_matrices_can_be_kept_in_eight_bits() -> None:
+    made, processor = model(kind="qwen2_moe")
+    batch = processor(conversations())
+    with torch.no_grad():
+        whole = made.logits(made(batch))
+        quantize(made, "int8")
+        rough = made.logits(made(batch))
+    layer = made.decoder.blocks[0]
+    assert layer.self_attn.q_proj.weight.dtype == torch.int8
+    assert layer.mlp.shared_expert_gate.weight.dtype == torch.float32
+    assert 0 < (whole - rough).abs().max() < 0.1 * whole.abs().max()
 
 
 def test_its_attention_can_be_looked_at() -> None:

@@ -112,6 +112,11 @@ def test_pictures_and_clips_of_a_batch_find_their_rows(tiny: Any) -> None:
         logits, expected = theirs(**given).logits, model.logits(model(processor(talks)))
     close(logits[given["attention_mask"].bool()], expected)
     assert given["mm_token_type_ids"].unique().tolist() == [0, 1, 2]
+    texts = words.apply_chat_template(talks, add_generation_prompt=True)
+    images = [[picture["image"]], [], [wide["image"]], [picture["image"], wide["image"]]]
+    written = words(text=texts, images=images, videos=[frames, frames])
+    assert written["input_ids"].tolist() == given["input_ids"].tolist()
+    assert torch.equal(written["pixel_values_videos"], given["pixel_values_videos"])
 
 
 @pytest.mark.parametrize("words_of", [SMALL, FOREIGN], ids=["vlmkit", "transformers"])
@@ -171,6 +176,19 @@ def test_a_folder_comes_back_by_the_auto_classes(words_of: tuple[str, ...], tmp_
     assert half.vlm.projector.layers[0].weight.dtype == torch.bfloat16
     said = pipeline("image-text-to-text", model=str(tmp_path))(text=questions()[0], max_new_tokens=4)
     assert said[0]["generated_text"][-1]["role"] == "assistant"
+
+
+def test_wrapping_changes_no_weight(tmp_path: Path) -> None:
+    untied = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "vocab_size": 464, "max_position_embeddings": 512}  # fmt: skip
+    model, processor, *_ = made((*FOREIGN[:1], f"decoder={{use: transformers, config: {untied}}}"))
+    vlmkit.save(model, processor, tmp_path / "saved")
+    loaded, reads = vlmkit.load(str(tmp_path / "saved"))
+    before = copy.deepcopy(loaded.state_dict())
+    theirs, _ = vlmkit_transformers.wrap(loaded, reads)
+    assert theirs.vlm is loaded
+    assert "decoder.head.lm_head.weight" in before
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_chat_template_goes_along(tmp_path: Path) -> None:
@@ -277,6 +295,21 @@ def test_a_strangers_config_is_a_strangers_preset(tiny: Any, said: Any, error: A
         AutoProcessor.from_pretrained(tmp_path)
 
 
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    code = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)[0]
+    (tmp_path / "examples" / "media").mkdir(parents=True)
+    Image.new("RGB", (90, 60), (200, 30, 30)).save(tmp_path / "examples" / "media" / "shapes.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    asked = "What color is the star?", ["examples/media/shapes.png"]
+    assert first == vlmkit.generate(*vlmkit.load("tiny"), *asked)
+    assert type(names["model"]) is vlmkit_transformers.VlmkitForConditionalGeneration
+
+
 def test_what_it_does_not_do_it_says(tiny: Any) -> None:
     _, _, theirs, words = tiny
     asked = questions()[0]
@@ -284,7 +317,7 @@ def test_what_it_does_not_do_it_says(tiny: Any) -> None:
         words.apply_chat_template(asked, chat_template="{{ messages }}", tokenize=True)
     with pytest.raises(PromptError, match="continue_final_message"):
         words.apply_chat_template(asked, continue_final_message=True, tokenize=True)
-    with pytest.raises(PlaceholderError, match="more places for a image"):
+    with pytest.raises(PlaceholderError, match="a place for one more image"):
         words(text="<image> and <image>", images=[Image.new("RGB", (20, 20))])
     with pytest.raises(PlaceholderError, match="more media than places"):
         words(text="nothing", images=[Image.new("RGB", (20, 20))])

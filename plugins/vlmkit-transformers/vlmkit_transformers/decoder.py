@@ -168,6 +168,8 @@ class Tied(nn.Module):
 class Decoder(nn.Module):
     """model: everything up to the final norm, under transformers' own names; head: what makes logits of it."""
 
+    unquantized = ("gate", "router", "shared_expert_gate")  # which experts speak is decided with whole numbers
+
     def __init__(self, config: Config, backend: AttentionBackend) -> None:
         super().__init__()
         seen = glimpse(config)

@@ -99,6 +99,8 @@ class VlmkitForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         attention = "eager" if config._attn_implementation == "eager" else "auto"
         device = torch.empty(0).device  # meta, where transformers is about to fill it
         self.vlm = vlm or assemble(read(config.preset), attention, device, torch.get_default_dtype())
+        for part in vlm.modules() if vlm else ():
+            part._is_hf_initialized = True  # type: ignore[assignment]  # else its models would be drawn anew
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -126,9 +128,11 @@ class VlmkitForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -length:]
         real = real.bool()
         lens = real.sum(1).cpu()
-        kinds = torch.zeros_like(input_ids) if mm_token_type_ids is None else mm_token_type_ids
         seen = visuals(layouts, pixel_values=pixel_values, pixel_values_videos=pixel_values_videos)
-        batch = Batch(input_ids[real], lens, kinds[real].nonzero().squeeze(1), seen)
+        slots = torch.zeros_like(real)
+        if seen and mm_token_type_ids is not None:  # it ends with the prompt, which may be shorter by now
+            slots[:, : mm_token_type_ids.shape[1]] = mm_token_type_ids.bool()
+        batch = Batch(input_ids[real], lens, slots[real].nonzero().squeeze(1), seen)
         cache = None
         if use_cache:
             cache = past_key_values if isinstance(past_key_values, RowCache) else RowCache(self.vlm.decoder, len(lens))

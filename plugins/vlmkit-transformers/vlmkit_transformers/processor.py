@@ -71,9 +71,14 @@ class VlmkitProcessor(ProcessorMixin):  # type: ignore[misc]
         return texts[0] if alone else texts
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **more: Any) -> BatchFeature:
-        """Texts as `apply_chat_template` writes them, with a placeholder for each of the pictures and clips."""
+        """Texts as `apply_chat_template` writes them, with a placeholder for each of the pictures and clips.
+
+        images  one, a list, or a list for each text
+        videos  one, or a list; a clip may be a list of frames
+        """
         _refuse(more)
-        media = {"image": iter(_flat(images)), "video": iter(_flat(videos))}
+        flat = [one for some in _listed(images) for one in _listed(some)]
+        media = {"image": iter(flat), "video": iter(_listed(videos))}
         plain = copy.copy(self.vlmkit)
         plain.chat = Written()
         samples = [plain.sample([{"role": "user", "content": list(self._parts(one, media))}])
@@ -91,7 +96,7 @@ class VlmkitProcessor(ProcessorMixin):  # type: ignore[misc]
                 continue
             kind = kinds[piece]
             if (one := next(media[kind], None)) is None:
-                raise PlaceholderError(f"more places for a {kind} in the text than there are")
+                raise PlaceholderError(f"the text has a place for one more {kind}")
             yield {"type": kind, kind: one}
 
     def _write(self, messages: Any, reply: bool) -> str:
@@ -110,18 +115,16 @@ def _refuse(given: Mapping[str, Any]) -> None:
         raise PromptError(f"does not know {', '.join(odd)}", hint="the preset says how prompts are written, media cut")
 
 
-def _flat(media: Any) -> list[Any]:
-    """One, a list, or a list for each text -> a list"""
+def _listed(media: Any) -> list[Any]:
     if media is None:
         return []
-    several = media if isinstance(media, list | tuple) else [media]
-    return [one for some in several for one in (some if isinstance(some, list | tuple) else [some])]
+    return list(media) if isinstance(media, list | tuple) else [media]
 
 
 def wrap(model: VLM, processor: Processor) -> tuple[VlmkitForConditionalGeneration, VlmkitProcessor]:
     """A model and a processor of vlmkit as transformers knows them. The weights are shared, not copied."""
     said = describe(processor.preset)
-    theirs = VlmkitForConditionalGeneration(VlmkitConfig(preset=said), model)
+    theirs = VlmkitForConditionalGeneration(VlmkitConfig(preset=said, vocab_size=model.decoder.vocab), model)
     ours = processor.tokenizer
     end = next((stop for stop in processor.chat.stops if ours.id_of(stop) in ours.special), None)
     words = PreTrainedTokenizerFast(
