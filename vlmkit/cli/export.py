@@ -15,7 +15,7 @@ from .generate import load
 
 
 def export(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint folder, or what else has weights.")],
+    source: Annotated[str, typer.Argument(metavar="FOLDER", help="A checkpoint folder, or what else has weights.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]...", help="Presets or key=value.")] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
@@ -30,7 +30,7 @@ def export(
 
     llava-hf is read by transformers and vLLM. A part that has no home there is named, and nothing is written.
     """
-    model, processor = load(folder, words or [], "cpu", dtype, "auto")
+    model, processor = load(source, words or [], "cpu", dtype, "auto")
     from vlmkit.checkpoint.export import write
 
     from . import compare
