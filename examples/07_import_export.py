@@ -15,9 +15,9 @@ except vlmkit.PresetError as error:
     print(error)
 
 # A small SigLIP instead. Its weights and the projector's are random here; the decoder is tiny's.
-siglip = ("tower.model=vit_base_patch16_siglip_224", "tower.side=null", "tower.layer=-1", "tower.options={img_size: 64, "
-          "embed_dim: 64, depth: 2, num_heads: 2, act_layer: gelu_tanh, global_pool: '', channels: null, layers: null, "
-          "stem_width: null}", "weights[0].into=[decoder, separators]")
+siglip = ("tower.model=vit_base_patch16_siglip_224", "tower.side=null", "tower.layer=-1",
+          "tower.options={img_size: 64, embed_dim: 64, depth: 2, num_heads: 2, act_layer: gelu_tanh, global_pool: '', "
+          "channels: null, layers: null, stem_width: null}", "weights[0].into=[decoder, separators]")
 model, processor = vlmkit.load("tiny", *siglip)
 with warnings.catch_warnings(record=True) as notes:
     warnings.simplefilter("always")
