@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from small import Talk, clip, picture
 
 import vlmkit
 from vlmkit.checkpoint.paper import paper
-from vlmkit.compose.folder import format_of
+from vlmkit.compose.folder import describe, format_of
 from vlmkit.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointSafetyError
 
 NAMES = [  # llava-family.md 5.1 and 5.3: transformers' names in memory -> the authors'
@@ -49,6 +50,9 @@ ONEVISION = SIGLIP | {
     "image_grid_pinpoints": "(1x1),...,(6x6)", "mm_newline_position": "one_token", "mm_spatial_pool_mode": "bilinear",
     "mm_spatial_pool_stride": 2,
 }  # fmt: skip
+VIDEO: dict[str, Any] = {key: value for key, value in CLIP.items() if key != "mm_vision_tower"} | {
+    "mm_image_tower": "LanguageBind/LanguageBind_Image", "mm_video_tower": "LanguageBind/LanguageBind_Video_merge",
+    "image_aspect_ratio": "pad"}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llava": CLIP | {"image_aspect_ratio": "pad", "image_grid_pinpoints": None},
     "llava-crop": CLIP,
@@ -257,6 +261,18 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path, name: str, more: d
     assert error.value.where.endswith("config.json")
 
 
+@pytest.mark.parametrize("name", ["llava", "onevision", "next-video", "video-llava"])
+def test_a_config_of_nonsense_is_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    good = {**config(name), **(VIDEO if name == "video-llava" else {})}
+    folder = write(tmp_path / "own", good, {})
+    for key in good:
+        for odd in (None, True, -1, 10**9, 0.5, "", "x", "(9x9)", [], [[]], [[336]], {}, {"a": []}):
+            (folder / "config.json").write_text(json.dumps(good | {key: odd}))
+            with suppress(vlmkit.VlmkitError):
+                if format_of(folder):
+                    describe(folder, format_of(folder))
+
+
 def test_the_first_llava_is_spoken_to_by_its_name(tmp_path: Path) -> None:
     """llava-family.md 4.1: nothing but the name tells."""
     names = {"llava-llama-2-13b-chat": "llava_llama_2", "llava-v1-0719-336px": "llava_v1", "LLaVA-7B": "llava_v0"}
@@ -375,11 +391,6 @@ def test_adapters_and_deltas_are_recognised_and_refused(tmp_path: Path) -> None:
 
 
 # --- Video-LLaVA, with attention over time ---
-
-VIDEO: dict[str, Any] = {key: value for key, value in CLIP.items() if key != "mm_vision_tower"} | {
-    "mm_image_tower": "LanguageBind/LanguageBind_Image", "mm_video_tower": "LanguageBind/LanguageBind_Video_merge",
-    "image_aspect_ratio": "pad"}  # fmt: skip
-
 
 def test_video_llava(tmp_path: Path) -> None:
     """Layout E of llava-family.md 5.1, with the tensors of 1.12 in every block of the clips' tower."""

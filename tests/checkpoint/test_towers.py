@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def test_what_the_tower_cannot_do_is_refused(tmp_path: Path, kind: str, change: 
     with pytest.raises(CheckpointFormatError, match=said) as error:
         paper(*CLIP, DECODER, entry(tmp_path / "own", "clip"))
     assert ("vision_config." in str(error.value)) is (kind == "CLIP")
+
+
+@pytest.mark.parametrize("kind", ["clip", "timm"])
+def test_a_config_of_nonsense_is_an_error_of_ours(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "own" / "config.json"
+    if kind == "clip":
+        save(tmp_path / "own", "CLIP")
+    else:
+        keep(tmp_path / "own", "vit_tiny_patch16_224", **VIT)
+    good = json.loads(file.read_text())
+    for inside in (None, "vision_config", "pretrained_cfg", "model_args"):
+        for key in good.get(inside, {}) if inside else good:
+            for odd in (None, True, -1, 10**9, 0.5, "", "x", [], [[]], {}, {"a": []}):
+                file.write_text(json.dumps(good | ({inside: good[inside] | {key: odd}} if inside else {key: odd})))
+                with suppress(vlmkit.VlmkitError):
+                    if format_of(file.parent):
+                        describe(file.parent, format_of(file.parent))
 
 
 # --- timm ---

@@ -24,7 +24,7 @@ class Config(PartConfig):
 class Language:
     def recognise(self, folder: Path) -> bool:
         config = read_json(folder / "config.json")
-        return config.get("model_type") in hf_config.TEXT and not any(key.startswith("mm_") for key in config)
+        return config.get("model_type") in [*hf_config.TEXT] and not any(key.startswith("mm_") for key in config)
 
     def describe(self, folder: Path) -> Described:
         file = folder / "config.json"

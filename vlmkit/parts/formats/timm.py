@@ -34,15 +34,13 @@ class Timm:
         given, trained = config.inside("model_args"), config.inside("pretrained_cfg")
         given.must("in_chans", 3, default=3)
         options = {name: value for name, value in given.data.items() if name not in USUAL}
-        size = trained.get("input_size", list) or []
         said: JSON = {"use": "timm", "model": _model(config, trained), "options": options}
-        if trained.get("fixed_input_size", bool):
-            options |= {} if "img_size" in options else {"img_size": size[-1]}
-        else:
-            said |= {"side": size[-1]} if size else {}
-        for name in ("mean", "std"):
-            if trained.get(name, list):
-                said[name] = [float(n) for n in trained.get(name, list)]
+        said |= {name: trained.get(name, list) for name in ("mean", "std") if trained.get(name, list)}
+        if size := trained.get("input_size", list):
+            if trained.get("fixed_input_size", bool):
+                options.setdefault("img_size", size[-1])
+            else:
+                said["side"] = size[-1]
         return Described("", ((file.name, {"tower": said}),))
 
     def rules(self, preset: Preset, names: Collection[str]) -> list[Rule]:
