@@ -89,7 +89,10 @@ class Packer(Protocol):
 
 
 class Decoder(Protocol):
-    """An nn.Module.   build(config, *, attention): an AttentionBackend"""
+    """An nn.Module.   build(config, *, attention): an AttentionBackend
+
+    `unquantized` may name layers inside the blocks, such as a router, that stay whole when the decoder is quantised.
+    """
 
     width: int
     vocab: int  # rows of the embedding

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlmkit.compose.preset import Schedule
 from vlmkit.errors import PresetError, ResumeError, VlmkitError
 from vlmkit.train import loop
 from vlmkit.train.loop import Steps, train
@@ -157,9 +158,18 @@ def test_steps_hold_their_own_conversations(prepared: Any) -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     """Warm-up is linear over its share, then half a cosine: full, half in the middle, nearly nothing."""
-    shares = [loop._share(step, 110, 10 / 110) for step in range(110)]
+    shares = [loop._share(step, 110, Schedule(warmup=10 / 110)) for step in range(110)]
     assert shares[0] == pytest.approx(0.1)
     assert shares[9] == shares[10] == 1.0
     assert shares[60] == pytest.approx(0.5)
     assert shares[109] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
-    assert loop._share(0, 1, 0.0) == 1.0
+    assert loop._share(0, 1, Schedule(warmup=0.0)) == 1.0
+
+
+def test_the_learning_rate_may_stay_up_before_it_falls() -> None:
+    """Of 100 steps the last 20 fall: full up to the eightieth, half in the middle of the fall."""
+    shares = [loop._share(step, 100, Schedule(warmup=0.1, decay=0.2)) for step in range(100)]
+    assert set(shares[10:81]) == {1.0}
+    assert shares[90] == pytest.approx(0.5)
+    assert shares[81:] == sorted(shares[81:], reverse=True)
+    assert shares[99] == pytest.approx((1 + math.cos(math.pi * 0.95)) / 2)

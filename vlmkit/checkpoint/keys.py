@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..types import Rule
-from .tensors import Stored
+from .tensors import NUMBERS, Stored
 
 HOLES = {"{i}": r"(?P<i>\d+)", "{p}": r"(?P<p>.+)"}
 
@@ -105,10 +105,11 @@ def _unlike(parts: list[Stored], how: str, wanted: Tensor) -> str:
         fits = (1,) * (len(shape) - len(shapes[0])) + shapes[0] == shape
     else:
         fits = set(shapes) == {shape}
-    floats = all(("F" in part.dtype) == wanted.is_floating_point() for part in parts)
-    if fits and floats:
+    floating = wanted.is_floating_point()
+    kin = all("F" in part.dtype if floating else NUMBERS[part.dtype] == wanted.dtype for part in parts)
+    if fits and kin:
         return ""
-    kind = "float" if wanted.is_floating_point() else "integer"
+    kind = "float" if floating else str(wanted.dtype).removeprefix("torch.")
     return f"{' + '.join(f'{list(part.shape)} {part.dtype}' for part in parts)}, wanted {list(shape)} {kind}"
 
 

@@ -56,7 +56,7 @@ def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int) ->
     for name in plan.random:
         _draw(model, plan.preset, name, device, dtype, seed)
     for origin in plan.origins:
-        for name, tensor in _joined(origin, model):
+        for name, tensor in _joined(origin, plan.skeleton):
             whole = tensor.to(device, dtype if tensor.is_floating_point() else None)
             for kept, bits in packed(model, name, whole).items():
                 put(model, kept, bits)

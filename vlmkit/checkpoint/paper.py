@@ -94,9 +94,10 @@ def _stored_quantized(preset: Preset) -> str | None:
     """How a folder that vlmkit wrote keeps the decoder's matrices: their numbers and the scales beside them tell."""
     for folder in _own(preset):
         stored = headers(folder)
-        for name in stored:
-            if name.startswith("decoder.") and name.endswith(".scale"):
-                return PACKED.get(stored[name.removesuffix("scale") + "weight"].dtype)
+        scaled = [name.removesuffix("scale") + "weight" for name in stored if name.endswith(".scale")]
+        kinds = {stored[name].dtype for name in scaled if name in stored and name.startswith("decoder.")}
+        if found := kinds & PACKED.keys():
+            return PACKED[found.pop()]
     return None
 
 
