@@ -232,6 +232,20 @@ def test_a_branch_that_moves_on(hub: Hub) -> None:
     assert hub.gets().count("model.safetensors") == 1  # the same bytes are the same file
 
 
+def test_a_branch_that_moves_in_the_middle(hub: Hub) -> None:
+    """Files of two commits are never put together."""
+    def moving(ask: Any) -> None:
+        answer(ask)
+        hub.revisions["main"] = "a" * 40
+
+    answer, hub.answer = hub.answer, moving  # type: ignore[method-assign]
+    with pytest.raises(FetchError, match="changed while it was read") as caught:
+        fetch("org/one")
+    assert caught.value.code == "VK-HUB-CUT"
+    hub.revisions["a" * 40] = "a" * 40
+    assert fetch("org/one").name == "a" * 40
+
+
 def test_the_cache_stands_in_for_a_hub_that_is_down(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {name: fetch(name) for name in ("org/one", "org/parts")}
     hub.stop()
@@ -398,6 +412,9 @@ def test_only_pickled_weights(hub: Hub) -> None:
         fetch("org/old")
     assert not hub.gets()
     hub.files["org/none"] = {"README.md": b"x"}
+    with pytest.raises(CheckpointFormatError, match=r"no model\.safetensors"):
+        fetch("org/none")
+    hub.files["org/none"] |= {"sub/model.safetensors": WEIGHTS, "..\\model.safetensors": WEIGHTS}
     with pytest.raises(CheckpointFormatError, match=r"no model\.safetensors"):
         fetch("org/none")
     with pytest.raises(FetchError, match="no configuration and no tokenizer"):

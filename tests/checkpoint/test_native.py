@@ -311,7 +311,11 @@ def test_shards(small: Small, tmp_path: Path) -> None:
     parts = {f.name: load_file(f) for f in files}  # as the library reads them
     assert index["weight_map"] == {name: file for file, part in parts.items() for name in part}
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in model.state_dict().values())
-    assert max(sum(t.nbytes for t in part.values()) for part in parts.values() if len(part) > 1) <= 50_000
+    sizes = [sum(t.nbytes for t in parts[f.name].values()) for f in files]
+    assert max(size for f, size in zip(files, sizes, strict=True) if len(parts[f.name]) > 1) <= 50_000
+    for size, after in zip(sizes, files[1:], strict=False):  # each is as full as the next tensor lets it be
+        first = next(name for name in model.state_dict() if name in parts[after.name])
+        assert size + model.state_dict()[first].nbytes > 50_000
     assert same({n: t for part in parts.values() for n, t in part.items()}, model.state_dict())
     assert same(vlmkit.load(folder)[0].state_dict(), model.state_dict())
     single = vlmkit.save(*vlmkit.load(folder), tmp_path / "again")
