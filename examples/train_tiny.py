@@ -16,7 +16,7 @@ from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
 from vlmkit.train.loop import STATE, train
 
-CELLS = 3600  # steps of the first part
+CELLS = 6600  # steps of the first part
 
 
 def main(out, resume, words):
