@@ -24,6 +24,7 @@ from vlmkit.errors import (
     CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointSafetyError,
+    PresetError,
     WeightsError,
 )
 from vlmkit.limits import Limits
@@ -232,6 +233,14 @@ def test_weights_of_another_format_are_one_error(format, folder, tmp_path):
 
 # a folder is data
 
+def test_a_folder_of_another_kind_says_so(folder):
+    where = folder("llava")
+    edit(where / "config.json", model_type="idefics")
+    with pytest.raises(PresetError, match="in no layout that vlmkit knows") as caught:
+        vlmkit.compose(str(where))
+    assert "llava-hf" in caught.value.hint
+
+
 def test_code_beside_a_configuration_is_neither_read_nor_run(folder, monkeypatch):
     """C32, C34: whatever the folder grants itself."""
     where = folder("llava")
@@ -269,8 +278,8 @@ def test_the_links_of_a_hubs_cache_are_followed(folder, tmp_path):
     for at, file in enumerate(sorted(folder("llava").iterdir())):
         file.rename(blobs / str(at))
         (snapshot / file.name).symlink_to(f"../../blobs/{at}")
-    model, _ = vlmkit.load(snapshot)
-    assert model.decoder.width == 32
+    model, process = vlmkit.load(snapshot)
+    assert (model.decoder.width, process.preset.name) == (32, "b")
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json",

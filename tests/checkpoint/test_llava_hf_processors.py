@@ -53,7 +53,7 @@ LOOKS = {
     "nulls": {"image_processor_type": "CLIPImageProcessor", "size": SQUARE, "crop_size": None, "do_center_crop": None,
               "do_convert_rgb": None, "do_pad": None},
     "one number for three": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 56},
-                             "crop_size": SQUARE, "image_mean": 0.25, "image_std": 0.5},
+                             "crop_size": SQUARE, "image_mean": 0.0, "image_std": 0.5},
     "own statistics": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 56},
                        "crop_size": SQUARE, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 0.5, 0.25],
                        "rescale_factor": 0.00392156862745098, "resample": 3, "do_convert_rgb": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlmkit import registry
 from vlmkit.errors import PresetError, PresetSafetyError, PresetSyntaxError
 from vlmkit.limits import current
 
@@ -26,6 +27,9 @@ def read(name: str) -> Node:
             if not told.base:
                 raise strangers.only(told, path) from None
             return strangers.layered(read(told.base), told)
+        if os.path.isfile(path / "config.json"):
+            raise PresetError("is a folder of weights in no layout that vlmkit knows", where=path,
+                              hint=f"it reads: {', '.join(registry.names('format'))}") from None
         raise
     tree = _Files().read(found, ())
     tree.value.setdefault("name", Node(found.name, str(found.path.name)))

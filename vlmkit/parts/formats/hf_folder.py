@@ -60,9 +60,15 @@ def describe(folder: Path, config: Fields) -> Described:
     layers = [(config.file.name, sections), (images.file.name, seen),
               (videos.file.name, hf_pixels.clips(videos, images, kind, side, notes)),
               *talk(folder, config, text, kinds, notes),
-              ("this folder", {"about": f"A {kind} folder of transformers.", "name": folder.resolve().name,
+              ("this folder", {"about": f"A {kind} folder of transformers.", "name": _called(folder),
                                "weights": [{"from": str(folder.resolve()), "format": "llava-hf"}]})]
     return Described(base, tuple((file, said) for file, said in layers if said), tuple(notes))
+
+
+def _called(folder: Path) -> str:
+    """The folder's name; in a cache of the hub, the repository's."""
+    home = folder.resolve()
+    return home.parents[1].name.rpartition("--")[2] if home.parent.name == "snapshots" else home.name
 
 
 def _base(kind: str, decoder: JSON) -> str:

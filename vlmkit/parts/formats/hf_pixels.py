@@ -86,10 +86,10 @@ def statistics(fields: Fields) -> JSON:
     found: JSON = {}
     usual = {} if _name(fields).startswith("LlavaOnevision") else HALF if _name(fields).startswith("Siglip") else OPENAI
     for ours, key, least in (("mean", "image_mean", 0.0), ("std", "image_std", 1e-6)):
-        told: Any = fields.get(key, list, int, float) or usual.get(key)
-        three = told if isinstance(told, list) else [told] * 3
+        told: Any = fields.get(key, list, int, float, default=usual.get(key))
         if told is None:
             continue
+        three = told if isinstance(told, list) else [told] * 3
         if len(three) != 3 or any(type(n) not in (int, float) or not least <= n <= 1e3 for n in three):
             raise fields.wrong(key, f"is {told!r}, wanted three numbers" + " above 0" * (least > 0))
         found[ours] = [float(part) for part in three]

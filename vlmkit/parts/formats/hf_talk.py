@@ -64,10 +64,10 @@ def _default(fields: Fields) -> str:
     """One template, or the one named `default` of several."""
     found = fields.get("chat_template", str, list, dict)
     if isinstance(found, list):
-        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
     if isinstance(found, dict):
         if not isinstance(found.get("default"), str):
-            names = ", ".join(map(str, found)) or "nothing"
+            names = ", ".join(found) or "nothing"
             raise fields.wrong("chat_template", f"holds {names}; wanted a template named default")
         found = found["default"]
     return found or ""
