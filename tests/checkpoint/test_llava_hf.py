@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 
 import pytest
@@ -25,6 +26,7 @@ from vlmkit.errors import (
     CheckpointMismatchError,
     CheckpointSafetyError,
     PresetError,
+    VlmkitError,
     WeightsError,
 )
 from vlmkit.limits import Limits
@@ -258,6 +260,32 @@ def test_code_beside_a_configuration_is_neither_read_nor_run(folder, monkeypatch
     assert any(name.endswith("config.json") for name in opened)
     assert not [name for name in opened if name.endswith(".py") and str(where) in name]
     assert "/etc/passwd" not in opened
+
+
+def test_whatever_stands_in_a_field(tmp_path):
+    """A preset, or an error of ours. The draw is the same each time."""
+    where = folders.apart(folders.save("next-video", tmp_path, weights=False))
+    draw = random.Random(0)
+    odd = [None, True, -1, 0, 10**30, 1.5, "x", [], [[]], {}, {"default": 1}, [{"name": []}], "\ud800"]
+    files = [file for file in sorted(where.glob("*.json")) if file.name != "tokenizer.json"]
+    kept = refused = 0
+    for _ in range(150):
+        file = draw.choice(files)
+        text = file.read_text()
+        tree = node = json.loads(text)
+        key = draw.choice(list(tree))
+        while isinstance(node[key], dict) and node[key] and draw.random() < 0.8:
+            node = node[key]
+            key = draw.choice(list(node))
+        node[key] = draw.choice(odd)
+        file.write_text(json.dumps(tree))
+        try:
+            vlmkit.compose(str(where))
+            kept += 1
+        except VlmkitError:
+            refused += 1
+        file.write_text(text)
+    assert min(kept, refused) > 20
 
 
 @pytest.mark.parametrize("file", ["config.json", "chat_template.jinja", "generation_config.json"])
