@@ -160,7 +160,7 @@ def make(name: str, *words: str, tokenizer: str = "") -> tuple[Any, Processor]:
     ("next", ["tower.prefix=keep"], "tower.prefix", "tower.prefix=drop"),
     ("next-video", ["video.packer=slowfast"], "video.packer", "slowfast"),
     ("next-video", ["video.packer.newline=row"], "video.packer.newline", "video.packer.newline=none"),
-    ("next-video", ["video.sampler=fps"], "video.sampler", "video.sampler=uniform"),
+    ("next-video", ["video.tiler.fit=pad"], "video.tiler.fit", "video.tiler.fit=crop"),
     ("next-video", ["video.sampler.rule=linspace"], "video.sampler.rule", "video.sampler.rule=floor"),
     ("next-video", ["tower.options.img_size=70"], "video.packer.stride", "5 x 5"),
     ("next-video", ["chat.clip=A clip of {seconds} seconds."], "chat.clip", "chat.clip="),
@@ -210,7 +210,8 @@ def test_a_tensor_without_a_home_is_named(tmp_path: Path) -> None:
                    "image.tiler.grids=[[1, 2], [2, 2]]"]),
     ("next", ["tower.whole=true", "tower.layer=1"]),
     ("next-video", ["video.packer.pool=conv", "video.sampler.frames=4"]),
-    ("next-video", ["video.packer.pool=max", "video.sampler.frames=4", "tower.mean=[0.1, 0.2, 0.3]"]),
+    ("next-video", ["video.packer.pool=max", "video.sampler.frames=4", "tower.mean=[0.1, 0.2, 0.3]",
+                    "video.tiler.fit=squash"]),
 ])  # fmt: skip
 def test_changed_models_have_a_home_too(name: str, words: list[str], tmp_path: Path) -> None:
     ours = make(name, *words)
@@ -251,6 +252,14 @@ def test_placeholders_that_are_missing_are_added(tmp_path: Path) -> None:
     torch.testing.assert_close(again[0].logits(again[0](again[1](messages)))[:, :size], found, rtol=0, atol=1e-6)
 
 
+def test_frames_for_each_second(tmp_path: Path) -> None:
+    ours = make("onevision", "video.sampler={use: fps, fps: 2.0, most: 8}")
+    folder, notes = write(*ours, tmp_path / "out", "llava-hf")
+    assert any("does not stop at 8 frames" in note for note in notes)
+    sampler = vlmkit.compose(str(folder)).video.sampler
+    assert (sampler.use, sampler.fps) == ("fps", 2.0)
+
+
 def test_grown_rows_are_the_mean() -> None:
     table = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     assert grown(table, 4).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
@@ -278,8 +287,9 @@ def test_what_stands_there_is_not_lost(stored: Any, tmp_path: Path) -> None:
         vlmkit.export(*ours, folder)
     assert sorted(file.name for file in folder.iterdir()) == before
     shutil.rmtree(folder)
-    with pytest.warns(UserWarning, match="post_layernorm"):
+    with pytest.warns(UserWarning) as notes:  # noqa: PT030
         vlmkit.export(*ours, folder)
+    assert [str(note.message).partition(":")[0] for note in notes] == ["tower", "chat"]
     first = (folder / LOCK).read_bytes()
     with torch.no_grad():
         ours[0].decoder.norm.weight.mul_(2)

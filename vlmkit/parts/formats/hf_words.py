@@ -56,7 +56,11 @@ def dress(folder: Path, preset: Preset, clips: bool, processor: str) -> Words:
     if template is None:
         raise PresetError(f"{preset.chat.use} has no home in llava-hf, which takes a chat template", where="chat",
                           hint="the nearest that has one: chat={use: turns, style: ...}")
-    (folder / "chat_template.jinja").write_text(template(marks["image"], marks["video"]), "utf-8")
+    source = template(marks["image"], marks["video"])
+    (folder / "chat_template.jinja").write_text(source, "utf-8")
+    if words.bos and "bos_token" not in source:
+        words = words._replace(notes=(*words.notes, f"chat: the tokenizer puts {words.bos} before a prompt; a chat in "
+                                                    "vLLM does when it is asked with add_special_tokens"))
     tokens = {"bos_token": words.bos, "eos_token": words.eos, "pad_token": words.pad, "unk_token": _unknown(raw, words)}
     write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "processor_class": processor, "padding_side": "left",

@@ -18,6 +18,7 @@ from .hf_sight import Sight, homeless
 
 if TYPE_CHECKING:
     from vlmkit.compose.preset import Preset
+    from vlmkit.contracts import VisionTower
     from vlmkit.model.vlm import VLM
 
 CLASSES = {  # model_type -> model, processor, image processor, video processor
@@ -40,24 +41,24 @@ EVERY: JSON = {"tower.use": ["timm"], "projector.use": ["mlp"], "projector.depth
 SQUARE: JSON = {"image.tiler.use": ["square"], "image.packer.newline": ["none"]}
 GRID: JSON = {"image.tiler.use": ["anyres"], "image.packer.unpad": [True], "image.packer.newline": ["row"],
               "projector.norm": [None]}  # fmt: skip
-CLIPS: JSON = {"video.sampler.use": ["uniform", None], "video.sampler.rule": ["floor", None],
-               "video.tiler.use": ["square", None], "chat.clip": ["", None]}  # fmt: skip
+CLIPS: JSON = {"video.sampler.use": ["uniform", "fps", None], "video.sampler.rule": ["floor", None],
+               "video.tiler.use": ["square", None], "video.tiler.fit": ["crop", "squash", None],
+               "chat.clip": ["", None]}  # fmt: skip
 MEANS: dict[str, JSON] = {
     "llava": SQUARE | {"video.packer.use": ["flat", None], "video.packer.newline": ["none", None]},
     "vipllava": SQUARE | {"video.packer.use": ["flat", None], "video.packer.newline": ["none", None],
                           "projector.bias": [True]},
     "llava_next": GRID | {"image.tiler.together": ["tiles"], "image.packer.budget": [None]},
     "llava_next_video": GRID | CLIPS | {
-        "image.tiler.together": ["tiles"], "image.packer.budget": [None], "video.tiler.fit": ["crop"],
+        "image.tiler.together": ["tiles"], "image.packer.budget": [None],
         "video.packer.use": ["frames"], "video.packer.pool": ["average", "max", "conv"], "video.packer.stride": [2],
         "video.packer.when": ["before"], "video.packer.newline": ["none"]},
     "llava_onevision": GRID | CLIPS | {
-        "image.tiler.together": ["square"], "image.tiler.fit": ["pad"], "video.tiler.fit": ["squash", None],
+        "image.tiler.together": ["square"], "image.tiler.fit": ["pad"],
         "video.packer.use": ["frames", None], "video.packer.pool": ["bilinear", None],
         "video.packer.stride": [2, None], "video.packer.when": ["after", None], "video.packer.newline": ["end", None]},
-    "video_llava": SQUARE | CLIPS | {"image.tiler.fit": ["crop"], "video.tiler.fit": ["crop"],
-                                     "video.packer.use": ["flat"], "video.packer.newline": ["none"],
-                                     "projector.norm": [None]},
+    "video_llava": SQUARE | CLIPS | {"image.tiler.fit": ["crop"], "video.packer.use": ["flat"],
+                                     "video.packer.newline": ["none"], "projector.norm": [None]},
 }  # fmt: skip
 USUAL = {  # a part that has a home, written out, for those whose fields must be named
     "projector": "{use: mlp, depth: 2}", "decoder": "transformer", "image.packer": "flat or anyres",
@@ -69,19 +70,28 @@ def dress(folder: Path, preset: Preset, model: VLM) -> Dressed:
     kind = _kind(preset)
     for path, values in (EVERY | MEANS[kind]).items():
         _means(preset, path, values, kind)
-    sight = Sight.of(model.tower, preset.tower, "tower")
-    _fits(kind, preset, sight, model)
-    processor = CLASSES[kind][1]
-    words = hf_words.dress(folder, preset, "video" in kind or kind == "llava_onevision", processor)
+    sights = {"vision_tower": Sight.of(model.tower, preset.tower, "tower")}
+    if kind == "video_llava" and preset.video:
+        own = Sight.of(model.part("video", "tower")[1], preset.video.tower, "video.tower")
+        sights = {"image_tower": sights["vision_tower"], "video_tower": own}
+    sight = next(iter(sights.values()))
+    _fits(kind, preset, *sights.values())
+    words = hf_words.dress(folder, preset, "video" in kind or kind == "llava_onevision", CLASSES[kind][1])
     dtype = str(next(iter(model.parameters())).dtype).removeprefix("torch.")
     write_json(folder / "config.json", _config(kind, preset, sight, words, dtype))
     _processors(folder, kind, preset, sight, words, model)
-    seen = ("image_tower", "video_tower") if kind == "video_llava" else ("vision_tower",)
-    extra = {f"{name}.vision_model.{key}": tensor for name in seen for key, tensor in sight.unapplied().items()}
-    notes = [*sight.notes(), *words.notes]
-    if kind in ("llava", "vipllava") and preset.video:
-        notes.append(f"video: transformers' {kind} takes no clips; give it the frames as pictures")
-    return Dressed(extra, words.rows, tuple(notes))
+    extra = {f"{name}.vision_model.{key}": tensor
+             for name, seen in sights.items() for key, tensor in seen.unapplied().items()}
+    return Dressed(extra, words.rows, (*sight.notes(), *_frames_noted(kind, preset), *words.notes))
+
+
+def _frames_noted(kind: str, preset: Preset) -> list[str]:
+    video: Any = preset.video
+    if video and kind in ("llava", "vipllava"):
+        return [f"video: transformers' {kind} takes no clips; give it the frames as pictures"]
+    if video and video.sampler.use == "fps":
+        return [f"video.sampler.most: transformers does not stop at {video.sampler.most} frames"]
+    return []
 
 
 def _kind(preset: Preset) -> str:
@@ -113,8 +123,8 @@ def _means(preset: Preset, path: str, values: list[Any], kind: str) -> None:
     raise homeless(path, getattr(found, "use", None) or repr(found), f"{path}={usual}", kind)
 
 
-def _fits(kind: str, preset: Preset, sight: Sight, model: VLM) -> None:
-    """What no single field tells."""
+def _fits(kind: str, preset: Preset, sight: Sight, own: Sight | None = None) -> None:
+    """What no single field tells. `own`: the tower of clips"""
     keep = getattr(preset.tower, "prefix", "drop") == "keep" and sight.prefix
     if keep and kind not in ("llava", "video_llava"):
         raise homeless("tower.prefix", "keep", "tower.prefix=drop", kind)
@@ -126,8 +136,7 @@ def _fits(kind: str, preset: Preset, sight: Sight, model: VLM) -> None:
     budget = getattr(preset.image.packer, "budget", None) if preset.image else None
     if budget is not None and budget != int(budget):
         raise homeless("image.packer.budget", str(budget), f"image.packer.budget={round(budget)}", kind)
-    if kind == "video_llava" and preset.video:
-        own = Sight.of(model.stream("video").tower, preset.video.tower, "video.tower")
+    if own and preset.video:
         if own.config != sight.config or own.layer != sight.layer:
             raise homeless("video.tower", "another tower than the pictures'", "video.tower as tower is", kind)
         if own.prefix and getattr(preset.video.tower, "prefix", "") != "keep":
@@ -242,21 +251,36 @@ def _processors(folder: Path, kind: str, preset: Preset, sight: Sight, words: hf
         said |= {"patch_size": sight.patch, "num_additional_image_tokens": sight.prefix}
     write_json(folder / "processor_config.json", said)
 
-    squash = {"size": {"height": sight.side, "width": sight.side}}
-    crop = {"size": {"shortest_edge": sight.side}, "do_center_crop": True,
-            "crop_size": {"height": sight.side, "width": sight.side}}  # fmt: skip
     looks = {"processor_class": processor, "do_convert_rgb": True, "do_resize": True, "resample": 3, "do_rescale": True,
-             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(model.tower.mean),
-             "image_std": list(model.tower.std)}  # fmt: skip
-    shape: JSON = squash if kind == "llava_onevision" or (not pictures and image.tiler.fit == "squash") else crop
+             "rescale_factor": 1 / 255, "do_normalize": True}  # fmt: skip
+    fit = "squash" if kind == "llava_onevision" else getattr(image.tiler, "fit", "crop") if not pictures else "crop"
+    more: JSON = {"do_pad": True} if kind not in ("video_llava", "llava", "vipllava") or fit == "pad" else {}
     if kind in ("llava_next", "llava_next_video", "llava_onevision"):
-        shape = shape | {"do_pad": True, "image_grid_pinpoints": _pinpoints(preset, sight)}
-    elif kind != "video_llava" and image.tiler.fit == "pad":
-        shape = shape | {"do_pad": True}
-    name = pictures or FITS[image.tiler.fit]
-    write_json(folder / "preprocessor_config.json", {"image_processor_type": name, **looks, **shape})
+        more["image_grid_pinpoints"] = _pinpoints(preset, sight)
+    named = {"image_processor_type": pictures or FITS[fit]}
+    said = named | looks | _statistics(model.tower) | _size(fit, sight) | more
+    write_json(folder / "preprocessor_config.json", said)
     if clips:
-        own = squash if kind == "llava_onevision" else crop
-        frames = {"num_frames": preset.video.sampler.frames} if preset.video else {}  # type: ignore[attr-defined]
-        write_json(folder / "video_preprocessor_config.json",
-                   {"video_processor_type": clips, **looks, **own, **frames})
+        video: Any = preset.video
+        fit = video.tiler.fit if video else "squash" if kind == "llava_onevision" else "crop"
+        tower = model.part("video", "tower")[1] if video else model.tower
+        said = {"video_processor_type": clips} | looks | _statistics(tower) | _size(fit, sight) | _frames(video)
+        write_json(folder / "video_preprocessor_config.json", said)
+
+
+def _statistics(tower: VisionTower) -> JSON:
+    return {"image_mean": list(tower.mean), "image_std": list(tower.std)}
+
+
+def _size(fit: str, sight: Sight) -> JSON:
+    square = {"height": sight.side, "width": sight.side}
+    if fit == "squash":
+        return {"size": square, "do_center_crop": False}
+    return {"size": {"shortest_edge": sight.side}, "do_center_crop": True, "crop_size": square}
+
+
+def _frames(video: Any) -> JSON:
+    """How many frames transformers takes when it is asked to choose (`do_sample_frames`)."""
+    if video is None:
+        return {}
+    return {"fps": video.sampler.fps} if video.sampler.use == "fps" else {"num_frames": video.sampler.frames}
