@@ -39,7 +39,7 @@ CASES = {  # name in tests/parity -> (what changes, what is shown: so many pictu
     "next": ((), (1, 2)),
     "next-mistral": ((), (1,)),
     "next-video": (("video.sampler.frames=4", "tower.options.img_size=224"), ("clip",)),  # vLLM's takes no others
-    "onevision": (("video.sampler.frames=4",), (1, "clip")),  # of several pictures vLLM cuts each; here each is one tile
+    "onevision": (("video.sampler.frames=4",), (1, "clip")),  # vLLM cuts each of several pictures, we do not
     "onevision-tied": (("tower.whole=true",), (1,)),
 }
 
