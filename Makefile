@@ -1,6 +1,7 @@
 # make demo    a trained model answers questions about pictures and a clip
 # make test    everything that is tested, in a few minutes
 # make lint    ruff and mypy
+# make vllm    a real vLLM answers with our tokens; makes .venv-vllm, some gigabytes
 # make clean   removes what make made
 #
 # Needs Python 3.11 or newer and make; the rest goes into .venv. Another Python: make test PYTHON=/path/to/python
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 /
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint vllm clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,6 +26,9 @@ test: .venv/ready-dev
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+vllm: .venv/ready-dev .venv-vllm/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/opt_in/vllm_same.py .venv-vllm/bin/python
 
 # `.venv/broken` stands while an installation runs. Found by the next one, it means: that one never finished, start anew.
 define install
@@ -45,6 +49,14 @@ endef
 	$(call install,.[dev])
 	@touch .venv/ready $@
 
+# Compiled for CUDA where registries have nothing else, and not needed: transformers would stumble over them.
+.venv-vllm/ready: tests/opt_in/vllm.txt
+	rm -rf .venv-vllm
+	"$(PYTHON)" -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check -r $<
+	.venv-vllm/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
