@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 transformers = pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
@@ -80,6 +82,16 @@ def test_import_says_it_as_json(said: Any, stored: Path, tmp_path: Path) -> None
     assert told["changed"]["decoder.ffn"] == {"shipped": 11008, "here": 48, "file": "config.json"}
     assert any(line.startswith("never run") for line in told["sections"])
     assert Path(told["out"]).is_dir()
+
+
+def test_import_takes_a_tower_that_was_cut(said: Any, stored: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored, tmp_path / "cut")
+    kept = {k: v for k, v in read(headers(stored)) if ".layers.2." not in k and "post_layernorm" not in k}
+    save_file(kept, tmp_path / "cut" / "model.safetensors")
+    told = said("import", str(tmp_path / "cut"), "--out", str(tmp_path / "ours"))
+    assert "never run" not in told
+    assert not vlmkit.compose(str(tmp_path / "ours")).tower.whole
+    vlmkit.load(tmp_path / "ours")
 
 
 def test_export_prints_a_table_and_notes(said: Any, stored: Path, tmp_path: Path) -> None:

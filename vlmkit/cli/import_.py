@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import vlmkit
+from vlmkit.errors import CheckpointMismatchError
 
 from . import arguments as a
 from . import console, weights
@@ -32,8 +34,9 @@ def import_(
 
         plan = paper(folder, *(words or ()))
         given = {word.partition("=")[0] for word in words or ()}
-        if more := [f"{path}=true" for path in partial(plan.preset) if path not in given]:
-            plan = paper(plan.preset, *more)
+        more = [f"{path}=true" for path in partial(plan.preset) if path not in given]
+        with suppress(CheckpointMismatchError):  # somebody left out what is never run
+            plan = paper(plan.preset, *more) if more else plan
     base = weights.nearest(plan.preset)
     changed = weights.changes(plan.preset, base) if base else {}
     changed = {path: change for path, change in changed.items() if not path.endswith("tower.whole")}
