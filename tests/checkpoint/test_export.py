@@ -23,11 +23,12 @@ import vlmkit  # noqa: E402
 from vlmkit.checkpoint.export import grown, write  # noqa: E402
 from vlmkit.checkpoint.native import LOCK  # noqa: E402
 from vlmkit.checkpoint.tensors import headers, read  # noqa: E402
+from vlmkit.compose import folder as strangers  # noqa: E402
+from vlmkit.compose.bind import sources  # noqa: E402
 from vlmkit.errors import PresetError, WeightsError  # noqa: E402
 from vlmkit.model.assemble import assemble  # noqa: E402
 from vlmkit.parts.formats import hf_config  # noqa: E402
 from vlmkit.parts.formats.files import Fields  # noqa: E402
-from vlmkit.parts.formats.hf_sight import Sight  # noqa: E402
 from vlmkit.parts.formats.hf_write import text_config  # noqa: E402
 from vlmkit.processing.processor import Processor  # noqa: E402
 from vlmkit.processing.tokenizer import Tokenizer  # noqa: E402
@@ -170,7 +171,7 @@ def make(name: str, *words: str, tokenizer: str = "") -> tuple[Any, Processor]:
     ("onevision", ["video.packer.pool=average"], "video.packer.pool", "video.packer.pool=bilinear"),
     ("video-llava", ["video.tower.layer=-1"], "video.tower", "another tower"),
     ("video-llava", ["image.tiler.fit=pad"], "image.tiler.fit", "image.tiler.fit=crop"),
-    ("llava-video", [], "video.sampler.rule", "linspace"),
+    ("llava-video", [], "video.sampler.rule, chat.clip, video.packer.newline", "the nearest: video.packer.newline=end"),
 ])
 def test_what_has_no_home_is_named(name: str, words: list[str], where: str, says: str, tmp_path: Path) -> None:
     ours = make(name, *words)
@@ -319,16 +320,22 @@ def test_decoders_read_back_as_written(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "depth", "layer"), [
-    ("llava-1.5-7b", 23, -1), ("vip-llava-7b", 23, [-1, -4, -7, -10, 6]), ("llava-onevision-qwen2-0.5b", 26, -1)])
-def test_published_towers(name: str, depth: int, layer: Any) -> None:
-    """Full size, on the meta device: what is written reads back as the same shapes."""
+    ("llava-1.5-7b", 23, -1), ("vip-llava-7b", 23, [-1, -4, -7, -10, 6]), ("llava-next-34b", 23, -1),
+    ("llava-next-video-7b", 23, -1), ("llava-onevision-qwen2-0.5b", 26, -1), ("video-llava-7b-hf", 23, -1)])
+def test_published_presets_read_back_as_they_were(name: str, depth: int, layer: Any, tmp_path: Path) -> None:
+    """At full size, on the meta device: all files but the weights, read again."""
     preset = vlmkit.compose(name)
-    tower = assemble(preset).tower
-    sight = Sight.of(tower, preset.tower, "tower")
-    assert (sight.config["num_hidden_layers"], sight.layer) == (depth, layer)
-    said = hf_config.tower(Fields(sight.config, Path("config.json")), sight.layer, False)
-    back = vlmkit.compose(name, f"tower={json.dumps(said)}").tower.build
-    with torch.device("meta"):
-        again = back()
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in tower.state_dict().items()}
-    assert (again.side, again.width, again.read) == (tower.side, tower.width, tower.read)
+    skeleton = assemble(preset)
+    (tmp_path / "tokenizer.json").write_text(small.tokenizer(True))
+    strangers.make("llava-hf").dress(tmp_path, preset, skeleton)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["vision_config"]["num_hidden_layers"] == depth
+    assert config["vision_feature_layer"] == layer
+    again = vlmkit.compose(str(tmp_path))
+    own = ("name", "about", "weights", "tokenizer", "chat", "decoder.size", "tower", "video.tower")
+    before, after = ({k: s.value for k, s in sources(p).items() if not k.startswith(own)} for p in (preset, again))
+    assert after == before
+    other = assemble(again)
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in skeleton.state_dict().items()}
+    assert (other.tower.mean, other.tower.std, other.tower.read) == (
+        skeleton.tower.mean, skeleton.tower.std, skeleton.tower.read)

@@ -23,6 +23,13 @@ def homeless(where: str, found: str, nearest: str, kind: str = "") -> PresetErro
                        where=where, hint=f"the nearest that has one: {nearest}")
 
 
+def several(wrong: list[tuple[str, str, str]], kind: str) -> PresetError:
+    """The same of many: path, what was found there, the nearest."""
+    rows = "".join(f"\n  {where}: {found}; the nearest: {nearest}" for where, found, nearest in wrong)
+    return PresetError(f"{len(wrong)} values have no home in llava-hf ({kind} is the nearest class){rows}",
+                       where=", ".join(where for where, *_ in wrong))
+
+
 class Sight(NamedTuple):
     """What transformers would call a tower.
 

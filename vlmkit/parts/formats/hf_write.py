@@ -14,7 +14,7 @@ from vlmkit.types import Dressed
 
 from . import hf_words
 from .files import JSON, write_json
-from .hf_sight import Sight, homeless
+from .hf_sight import Sight, homeless, several
 
 if TYPE_CHECKING:
     from vlmkit.compose.preset import Preset
@@ -68,8 +68,8 @@ USUAL = {  # a part that has a home, written out, for those whose fields must be
 def dress(folder: Path, preset: Preset, model: VLM) -> Dressed:
     """Write every file but the weights beside the tokenizer.json that lies in the folder."""
     kind = _kind(preset)
-    for path, values in (EVERY | MEANS[kind]).items():
-        _means(preset, path, values, kind)
+    if wrong := _foreign(preset, EVERY | MEANS[kind]):
+        raise homeless(*wrong[0], kind) if len(wrong) == 1 else several(wrong, kind)
     sights = {"vision_tower": Sight.of(model.tower, preset.tower, "tower")}
     if kind == "video_llava" and preset.video:
         own = Sight.of(model.part("video", "tower")[1], preset.video.tower, "video.tower")
@@ -109,18 +109,22 @@ def _kind(preset: Preset) -> str:
     return "llava_next_video" if video else "llava_next"
 
 
-def _means(preset: Preset, path: str, values: list[Any], kind: str) -> None:
-    """Raise where a preset's value is none that the class has a meaning for."""
-    found: Any = preset
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    if found in values:
-        return
-    part, _, field = path.rpartition(".")
-    usual = json.dumps(values[0]).strip('"')
-    if field == "use":
-        raise homeless(part, str(found), f"{part}={USUAL.get(part, usual)}", kind)
-    raise homeless(path, getattr(found, "use", None) or repr(found), f"{path}={usual}", kind)
+def _foreign(preset: Preset, means: JSON) -> list[tuple[str, str, str]]:
+    """Where a preset's value is none that the class has a meaning for: the path, the value, the nearest."""
+    wrong: list[tuple[str, str, str]] = []
+    for path, values in means.items():
+        found: Any = preset
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        part, _, field = path.rpartition(".")
+        if found in values or any(part == other for other, *_ in wrong):
+            continue
+        usual = json.dumps(values[0]).strip('"')
+        if field == "use":
+            wrong.append((part, str(found), f"{part}={USUAL.get(part, usual)}"))
+        else:
+            wrong.append((path, getattr(found, "use", None) or repr(found), f"{path}={usual}"))
+    return wrong
 
 
 def _fits(kind: str, preset: Preset, sight: Sight, own: Sight | None = None) -> None:
