@@ -1,0 +1,122 @@
+"""Sides of a comparison, timed in turns in one process: what every script here stands on.
+
+    bench = Bench("pictures", __doc__)
+    bench.row("anyres 640x480", {"vlmkit": ours, "transformers": theirs}, same=equal)
+    bench.end()
+
+The first side is ours; a ratio is another side's time by ours, pair by pair, so above 1 means that vlmkit is ahead.
+`same(ours, theirs)` must raise before anything is timed: a fast wrong answer is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Side = Callable[[], Any]
+REST = 0.002  # seconds; a shorter call is repeated within a turn until it takes so long
+
+
+class Bench:
+    """The rows of one stage. Reads --turns, --json and --quick, and what `options` adds, from the command line."""
+
+    def __init__(self, stage: str, about: str | None, options: Callable[[argparse.ArgumentParser], Any] | None = None):
+        ask = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+        ask.add_argument("--turns", type=int, default=7, help="how often each side runs; odd, for a median")
+        ask.add_argument("--quick", action="store_true", help="small cases only, three turns")
+        ask.add_argument("--json", action="store_true", help="a line of JSON for each row")
+        if options:
+            options(ask)
+        self.stage, self.options = stage, ask.parse_args()
+        self.turns = 3 if self.options.quick else self.options.turns
+        self.rows: list[dict[str, Any]] = []
+
+    def row(self, case: str, sides: Mapping[str, Side], *, same: Callable[[Any, Any], None] | None = None,
+            floor: float | None = None, memory: bool = False, each: int = 1) -> dict[str, Any]:
+        """Time the sides in turns, and tell.
+
+        floor    seconds that the machine needs at the least, measured in the same run
+        memory   also the peak of resident memory over what there was before, of one more call each
+        each     what one call does so many times, such as tokens: times are told for one of them
+        """
+        names = list(sides)
+        given = {name: side() for name, side in sides.items()}  # also the warm-up
+        for name in names[1:]:
+            if same is not None:
+                same(given[names[0]], given[name])
+        del given
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        times = {name: max(1, round(REST / max(timed(side, 1), 1e-9))) for name, side in sides.items()}
+        for turn in range(self.turns):
+            for name in names if turn % 2 == 0 else reversed(names):  # neither side always runs behind the other
+                seconds[name].append(timed(sides[name], times[name]) / each)
+        told: dict[str, Any] = {"stage": self.stage, "case": case, "turns": self.turns,
+                                "seconds": {name: spread(column) for name, column in seconds.items()},
+                                "ratio": {name: spread([a / b for a, b in zip(seconds[name], seconds[names[0]],
+                                                                             strict=True)]) for name in names[1:]}}
+        if floor is not None:
+            told["floor"] = floor
+        if memory:
+            told["peak"] = {name: peak(side) for name, side in sides.items()}
+        return self.add(told)
+
+    def add(self, told: dict[str, Any]) -> dict[str, Any]:
+        """A row that was measured elsewhere, such as in processes of its own."""
+        self.rows.append(told)
+        print(json.dumps(told) if self.options.json else line(told), flush=True)
+        return told
+
+    def end(self) -> None:
+        if not self.rows:
+            raise SystemExit(f"{self.stage}: nothing was measured")
+
+
+def timed(side: Side, times: int) -> float:
+    """Seconds of one call, over so many in a row; the garbage collector waits."""
+    gc.collect()
+    gc.disable()
+    try:
+        begun = time.perf_counter()
+        for _ in range(times):
+            side()
+        return (time.perf_counter() - begun) / times
+    finally:
+        gc.enable()
+
+
+def spread(column: list[float]) -> list[float]:
+    """Median, lowest, highest."""
+    return [statistics.median(column), min(column), max(column)]
+
+
+def peak(side: Side) -> float:
+    """MiB of resident memory that a call needs at most, over what the process had before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = resident("VmRSS")
+    side()
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> float:
+    """VmRSS, or VmHWM, its highest value so far, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(row.split()[1]) for row in status.splitlines() if row.startswith(key)) / 1024
+
+
+def line(told: dict[str, Any]) -> str:
+    """A row for people: milliseconds, ratios with their spread, distance to the floor, peak memory."""
+    parts = [f"{told['case']:<34}"]
+    parts += [f"{name} {1000 * s[0]:.3g} ms" for name, s in told["seconds"].items()]
+    parts += [f"{name} x{r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})" for name, r in told["ratio"].items()]
+    if "floor" in told:
+        ours = next(iter(told["seconds"].values()))[0]
+        parts.append(f"floor {1000 * told['floor']:.3g} ms, x{ours / told['floor']:.2f}")
+    parts += [f"{name} {size:.0f} MiB" for name, size in told.get("peak", {}).items()]
+    return "   ".join(parts)
