@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from ..types import Batch, Features, KVCache, Layout, Visual
+from .features import FeatureCache, usable
 
 if TYPE_CHECKING:
     from ..contracts import Decoder, Packer, Projector, Tiler, VideoSampler, VisionTower
@@ -68,14 +69,20 @@ class VLM(nn.Module):
         """[any, width] -> [any, vocab], float32"""
         return self.decoder.logits(hidden)
 
-    def encode(self, visuals: list[Visual]) -> list[Tensor]:
-        """What each picture or clip is to the decoder, in the order given.   list of [tokens, width]"""
+    def encode(self, visuals: list[Visual], cache: FeatureCache | None = None) -> list[Tensor]:
+        """What each picture or clip is to the decoder, in the order given.   list of [tokens, width]
+
+        cache  gives what it knows already, and keeps the rest; pixels may then still lie on the host
+        """
+        packed = cache.fill(self, visuals, self._encode) if cache and usable(self) else self._encode(visuals)
+        return [self.stream(v.layout.kind).tokens(tokens) for v, tokens in zip(visuals, packed, strict=True)]
+
+    def _encode(self, visuals: list[Visual]) -> list[Tensor]:
         seen: dict[int, Tensor] = {}
         for kind in ("image", "video"):
             chosen = [i for i, v in enumerate(visuals) if v.layout.kind == kind]
             if chosen:
-                packed = self._pack(kind, [visuals[i] for i in chosen])
-                seen.update(zip(chosen, packed, strict=True))
+                seen.update(zip(chosen, self._pack(kind, [visuals[i] for i in chosen]), strict=True))
         return [seen[i] for i in range(len(visuals))]
 
     def splice(self, ids: Tensor, slots: Tensor, seen: list[Tensor]) -> Tensor:
@@ -91,10 +98,10 @@ class VLM(nn.Module):
         """One tower call for all tiles of a stream."""
         stream = self.stream(kind)
         _, tower = self.part(kind, "tower")
-        features: Features = tower(torch.cat([v.pixels for v in visuals]))
+        pixels = torch.cat([v.pixels for v in visuals]) if len(visuals) > 1 else visuals[0].pixels
+        features: Features = tower(pixels.to(next(tower.parameters()).device))
         features = features._replace(tokens=stream.features(features.tokens))
-        packed = self.pack(kind, features, [v.layout for v in visuals])
-        return [stream.tokens(tokens) for tokens in packed]
+        return self.pack(kind, features, [v.layout for v in visuals])
 
     def pack(self, kind: str, features: Features, layouts: list[Layout]) -> list[Tensor]:
         """Tower features -> one [tokens, width] for each visual. What counts tokens on meta is this same call."""
