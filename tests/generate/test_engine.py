@@ -11,14 +11,13 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from vlmkit.errors import ContextLengthError, PromptError, VlmkitError
-from vlmkit.generate import Engine, Options, Sampling, generate, stream
-from vlmkit.generate import engine as engine_module
-from vlmkit.generate.engine import join
+from vlmkit.errors import ContextLengthError, PromptError
+from vlmkit.generate import Engine, Options, generate, stream
+from vlmkit.generate import rows as rows_module
 from vlmkit.parts.attention import eager, sdpa
 from vlmkit.parts.decoders import transformer
 from vlmkit.processing.tokenizer import Tokenizer
-from vlmkit.types import Batch, Layout, Visual
+from vlmkit.types import Batch
 
 NOTHING = torch.empty(0, dtype=torch.int64)
 PROMPTS = ["a", "The cat sat on the mat.", "naïve 猫", "x" * 70, "?", "two words", "1234567890" * 3, "猫 " * 9]
@@ -46,8 +45,8 @@ class Speaker(nn.Module):
             for name, weight in self.decoder.named_parameters():  # wide enough that words differ
                 weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
 
-    def forward(self, batch: Batch, cache: Any = None) -> Tensor:
-        return self.decoder(self.decoder.embed(batch.ids), batch.lens, cache)
+    def forward(self, batch: Batch) -> Tensor:
+        return self.decoder(self.decoder.embed(batch.ids), batch.lens)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.rows_of_logits.append(len(hidden))
@@ -123,28 +122,25 @@ def test_the_engine_adds_nothing(model: Speaker, reader: Reader) -> None:
 
 
 def test_requests_join_and_leave_while_others_run(model: Speaker, reader: Reader) -> None:
-    engine, wanted, got = Engine(model, reader, rows=2, prefill=1), {}, {}
+    engine, wanted, got = Engine(model, reader, rows=2, prefill=40), {}, {}
     waiting = list(enumerate(MANY[:5]))
     for index, conversation in waiting:
         wanted[index] = generate(model, reader, conversation, max_new_tokens=3 + 4 * index)
-    names: dict[int, int] = {}
     while waiting or engine.running:
         if waiting and engine.open:
             index, conversation = waiting.pop(0)
-            names[id(request := engine.admit(reader([conversation]), options(3 + 4 * index)))] = index
-            got[index] = request
+            got[index] = engine.submit(conversation, options(3 + 4 * index))
         engine.step()
     assert {i: r.writer.text for i, r in got.items()} == wanted
-    assert engine.cache[0].lens.tolist() == [0, 0]
+    assert len(engine.rows.rows) == 2
 
 
 def test_an_idle_engine_and_a_full_one(model: Speaker, reader: Reader) -> None:
     engine = Engine(model, reader, rows=1)
     assert engine.step() == []
-    engine.admit(reader([user("a")]), options(2))
+    first, second = engine.submit(user("a"), options(2)), engine.submit(user("b"), options(2))
     assert not engine.open
-    with pytest.raises(VlmkitError, match="all 1 rows are taken"):
-        engine.admit(reader([user("b")]), options(2))
+    assert [engine.step(), engine.step(), engine.step()] == [[first], [first], [second]]
 
 
 def options(count: int) -> Options:
@@ -159,7 +155,7 @@ def test_only_the_last_position_gets_logits(model: Speaker, reader: Reader) -> N
 
 def test_a_long_answer_outgrows_its_cache(model: Speaker, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = generate(model, reader, MANY[:3], max_new_tokens=60, details=True)
-    monkeypatch.setattr(engine_module, "ROOM", 7)
+    monkeypatch.setattr(rows_module, "FIRST", 7)
     got = generate(model, reader, MANY[:3], max_new_tokens=60, details=True)
     assert [g.ids for g in got] == [g.ids for g in wanted]
 
@@ -175,15 +171,15 @@ def test_spare_rows_of_the_vocabulary_are_never_said(reader: Reader) -> None:
 
 def test_what_a_request_leaves_behind_is_wiped(model: Speaker, reader: Reader) -> None:
     engine = Engine(model, reader, rows=2)
-    first = engine.admit(reader([user("broken")]), options(9))
+    first = engine.submit(user("broken"), options(9))
     engine.step()
     with torch.inference_mode():
-        for layer in engine.cache:  # an overflow in half precision looks like this
+        for layer in engine.rows.cache:  # an overflow in half precision looks like this
             layer.k[first.row, :6] = torch.nan
             layer.v[first.row, :6] = torch.inf
-    engine.finish(first)
-    short, long = engine.admit(reader([user("a")]), options(9)), engine.admit(reader([user("a" * 30)]), options(9))
-    while engine.running:
+    first.cancel()
+    short, long = engine.submit(user("a"), options(9)), engine.submit(user("a" * 30), options(9))
+    while engine.busy:
         engine.step()
     assert short.ids == generate(model, reader, user("a"), max_new_tokens=9, details=True).ids
     assert long.ids == generate(model, reader, user("a" * 30), max_new_tokens=9, details=True).ids
@@ -301,23 +297,3 @@ def test_a_model_in_training_answers_as_it_will(reader: Reader) -> None:
     assert generate(model, reader, MANY[:3], max_new_tokens=8) == wanted
     assert torch.equal(norm.running_mean, torch.zeros(32))
     assert [name for name, m in model.named_modules() if not m.training] == ["decoder.embed"]
-
-
-def test_pictures_of_new_requests_keep_their_places(model: Speaker, reader: Reader) -> None:
-    """Slots move with their prompt; visuals stay in the order of the rows; old requests bring one token each."""
-
-    def picture(side: int) -> Visual:
-        return Visual(torch.zeros(1, 3, side, side, dtype=torch.uint8), Layout("image", side, side))
-
-    engine = Engine(model, reader, rows=4)
-    shown = Batch(torch.tensor([1, 9, 9, 2]), torch.tensor([4]), torch.tensor([1, 2]), [picture(1)])
-    a = engine.admit(shown, options(5))
-    b = engine.admit(reader([user("abc")]), options(5))
-    b.ids = [77]
-    c = engine.admit(Batch(torch.tensor([9, 3]), torch.tensor([2]), torch.tensor([0]), [picture(2)]), options(5))
-    assert a.sampling == Sampling()
-    batch = join([a, b, c], 4)
-    assert batch.ids.tolist() == [1, 9, 9, 2, 77, 9, 3]
-    assert batch.lens.tolist() == [4, 1, 2, 0]
-    assert batch.slots.tolist() == [1, 2, 5]
-    assert [v.layout.width for v in batch.visuals] == [1, 2]

@@ -1,7 +1,8 @@
 """From a conversation to an answer."""
 
 from .answer import generate, stream
-from .engine import Engine, Options, Request
+from .engine import Engine
+from .request import Options, Request
 from .sample import Sampling
 
 __all__ = ["Engine", "Options", "Request", "Sampling", "generate", "stream"]

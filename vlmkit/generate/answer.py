@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
 
 from ..errors import PromptError
-from .engine import Engine, Model, Options, Processor, Request
-from .sample import Sampling, number
-
-
-class Wishes(TypedDict, total=False):
-    """How to answer; `generate` and `stream` take these by name, and defaults are those of Options and Sampling."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    stop: str | Sequence[str] | None
-    ignore_eos: bool
-    seed: int | None
+from ..model.features import FeatureCache
+from .engine import Engine
+from .needs import Model, Processor
+from .request import Options, Request, Wishes
+from .sample import number
 
 
 def generate(model: Model, processor: Processor, conversations: Any, images: Any = None, videos: Any = None, *,
-             details: bool = False, rows: int = 8, **wishes: Unpack[Wishes]) -> Any:
+             details: bool = False, rows: int = 8, features: FeatureCache | None = None,
+             **wishes: Unpack[Wishes]) -> Any:
     """Answer a prompt, a conversation, or a list of them.
 
     A text, with its `images` and `videos`, or one conversation gives one answer; a list gives a list. An
@@ -39,36 +30,33 @@ def generate(model: Model, processor: Processor, conversations: Any, images: Any
     stop                a text, or several, that the answer ends before
     ignore_eos          go on behind the model's own end of an answer
     seed                makes drawing repeatable
+    deadline            seconds for an answer; it ends there, with what it has
     """
     several, alone = _several(conversations, images, videos)
-    options = _options(wishes)
+    options = Options.of(wishes, logprobs=details)
     number(rows, "rows", lambda x: x >= 1, "a whole number of at least 1", whole=True)
-    engine = Engine(model, processor, rows=max(1, min(rows, len(several))))
-    waiting, requests = deque(several), list[Request]()
-    while waiting or engine.running:
-        while waiting and engine.open:
-            requests.append(engine.admit(processor([waiting.popleft()]), options))
-        engine.step()
+    rows = max(1, min(rows, len(several)))
+    engine = Engine(model, processor, rows=rows, reuse=len(several) > 1, features=features)
+    left, requests = deque(several), list[Request]()
+    while left or engine.busy:
+        while left and engine.open:
+            requests.append(engine.submit(left.popleft(), options))
+        for request in engine.step():
+            if request.error:
+                raise request.error
     answers: list[Any] = [r.generation() if details else r.writer.text for r in requests]
     return answers[0] if alone else answers
 
 
-def stream(model: Model, processor: Processor, conversation: Any, images: Any = None, videos: Any = None,
-           **wishes: Unpack[Wishes]) -> Iterator[str]:
+def stream(model: Model, processor: Processor, conversation: Any, images: Any = None, videos: Any = None, *,
+           features: FeatureCache | None = None, **wishes: Unpack[Wishes]) -> Iterator[str]:
     """The answer to one conversation, piece by piece; the pieces joined are what `generate` returns."""
     several, alone = _several(conversation, images, videos)
     if not alone:
         raise PromptError("stream answers one conversation; use generate for a list of them")
-    options = _options(wishes)
-    engine = Engine(model, processor, rows=1)
-    return _pieces(engine, engine.admit(processor(several), options))
-
-
-def _pieces(engine: Engine, request: Request) -> Iterator[str]:
-    while engine.running:
-        engine.step()
-        if request.piece:
-            yield request.piece
+    options = Options.of(wishes)
+    engine = Engine(model, processor, rows=1, reuse=False, features=features)
+    return engine.pieces(engine.submit(several[0], options))
 
 
 def _several(conversations: Any, images: Any, videos: Any) -> tuple[list[Any], bool]:
@@ -96,16 +84,3 @@ def _list(given: Any) -> list[Any]:
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _options(wishes: Wishes) -> Options:
-    """The same in the engine's terms, checked."""
-    given: dict[str, Any] = {**wishes, "stop": _stops(wishes.get("stop"))}
-    sampling = Sampling(**{name: given.pop(name) for name in Sampling._fields if name in given})
-    return Options(sampling=sampling, **given).check()
-
-
-def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    if not isinstance(stop, str | list | tuple | None):
-        raise PromptError("expected a text or a list of them", where="stop")
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())

@@ -1,182 +1,266 @@
-"""Many requests in one row: prompts of new ones beside the last token of old ones."""
+"""Many requests in one row: pieces of new prompts beside the last token of those that speak."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from math import inf
+from threading import Condition
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import ContextLengthError, PromptError, VlmkitError
-from ..types import Batch, Generation, KVCache, Visual
-from .sample import Sampling, choose, number
+from ..errors import ContextLengthError, PromptError, ShapeError
+from ..model.features import FeatureCache, key
+from ..types import Batch
+from .needs import Model, Processor
+from .request import Finish, Options, Request
+from .rows import Rows, state
+from .sample import draw
 from .text import Writer
 
-ROOM = 256  # positions a cache grows by at least, so that it is seldom copied
 
+class Piece(NamedTuple):
+    """What one request brings to a step: `length` tokens behind those that are in the cache."""
 
-class Tokens(Protocol):
-    """The tokenizer of a processor."""
-
-    size: int  # ids it knows; rows of the vocabulary behind them are spare
-
-    def decode(self, ids: list[int]) -> str: ...
-
-
-class Processor(Protocol):
-    """What generation needs of a processor."""
-
-    tokenizer: Tokens
-    stop_ids: tuple[int, ...]
-    stop_strings: tuple[str, ...]
-
-    def __call__(self, conversations: Any) -> Batch: ...
-
-
-class Model(Protocol):
-    """What generation needs of a model."""
-
-    decoder: Any
-
-    def __call__(self, batch: Batch, cache: list[KVCache] | None = None) -> Tensor: ...
-
-    def logits(self, hidden: Tensor) -> Tensor: ...
-
-    def modules(self) -> Iterable[Any]: ...
-
-
-class Options(NamedTuple):
-    """What a request asks for."""
-
-    max_new_tokens: int = 256
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def check(self) -> Options:
-        """The same, or an error that names the field."""
-        self.sampling.check()
-        number(self.max_new_tokens, "max_new_tokens", lambda x: x >= 1, "a whole number of at least 1", whole=True)
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise PromptError("expected texts; an empty one would stop everything", where="stop")
-        return self
-
-
-@dataclass
-class Request:
-    """One conversation on its way to an answer."""
-
-    prompt: Batch
-    limit: int  # tokens it may still get at the start
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    writer: Writer
-    row: int
-    generator: torch.Generator
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    piece: str = ""  # the text that the last step made certain
-    finish: Literal["stop", "length"] | None = None
+    request: Request
+    length: int
 
     @property
-    def fresh(self) -> Tensor:
-        """The ids that the model has not seen: the prompt, later the last token."""
-        return torch.tensor(self.ids[-1:]) if self.ids else self.prompt.ids
-
-    @property
-    def seen(self) -> Tensor:
-        """Everything said so far."""
-        return torch.cat((self.prompt.ids, torch.tensor(self.ids, dtype=torch.int64)))
-
-    def take(self, token: int, logprob: float) -> None:
-        """One more token, and what follows from it."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        if token in self.stop_ids:
-            self.piece, self.finish = self.writer.finish(), "stop"
-            return
-        self.piece = self.writer.add(token)
-        if not self.writer.stopped and len(self.ids) == self.limit:
-            self.piece += self.writer.finish()
-            self.finish = "length"
-        if self.writer.stopped:
-            self.finish = "stop"
-
-    def generation(self) -> Generation:
-        """The finished answer."""
-        prompt, visual = len(self.prompt.ids), len(self.prompt.slots)
-        return Generation(self.writer.text, self.ids, self.logprobs, prompt, visual, self.finish or "length")
+    def last(self) -> bool:
+        """Whether nothing that is known follows, so that the next token can be chosen."""
+        return self.request.done + self.length == len(self.request.tokens)
 
 
 class Engine:
-    """Holds requests and one cache.
+    """Holds requests and one cache. One thread steps; any thread may submit, cancel and read.
 
-    rows     how many requests run side by side
-    prefill  prompt tokens beyond which no further prompt joins the same step
+    rows      how many requests run side by side; more wait
+    prefill   prompt tokens in one step; longer prompts are read in several, while others speak
+    memory    bytes the cache may have; requests that do not fit beside the others wait
+    reuse     finished requests leave their row to others that begin alike
+    features  a FeatureCache of pictures and clips; None: each request runs the tower
     """
 
-    def __init__(self, model: Model, processor: Processor, *, rows: int = 8, prefill: int = 8192) -> None:
+    def __init__(self, model: Model, processor: Processor, *, rows: int = 8, prefill: int = 2048, memory: float = inf,
+                 reuse: bool = True, features: FeatureCache | None = None) -> None:
         self.model, self.processor = model, processor
-        self.rows, self.prefill = rows, prefill
-        self.running: dict[int, Request] = {}  # by cache row
-        self.cache: list[KVCache] = model.decoder.cache(rows, 0)
+        self.prefill, self.reuse, self.features = prefill, reuse, features
+        self.rows = Rows(model.decoder, rows, memory)
+        self.running: list[Request] = []  # in the order they came
+        self.waiting: deque[Request] = deque()
+        self._changed = Condition()  # guards `waiting`
         self._learning = [module for module in model.modules() if module.training]
+        self._steady = getattr(model.decoder, "steady", True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self.running or self.waiting)
 
     @property
     def open(self) -> bool:
-        """Whether one more request may join the next step."""
-        waiting = sum(len(r.prompt.ids) for r in self.running.values() if not r.ids)
-        return len(self.running) < self.rows and waiting < self.prefill
+        """Whether one more request would join the next step."""
+        unread = sum(len(r.tokens) - r.done for r in (*self.running, *self.waiting) if not r.ids)
+        return len(self.running) + len(self.waiting) < self.rows.most and unread < self.prefill
 
-    def admit(self, prompt: Batch, options: Options) -> Request:
-        """Give a prompt, a batch of one sequence, a row of the cache; one must be free."""
-        options.check()
-        row = next((row for row in range(self.rows) if row not in self.running), None)
-        if row is None:
-            raise VlmkitError(f"all {self.rows} rows are taken", hint="admit while `open` is true")
-        if len(prompt.lens) != 1 or not len(prompt.ids):
-            raise PromptError(f"expected one prompt with words in it, got lens {prompt.lens.tolist()}")
-        stop_ids = () if options.ignore_eos else self.processor.stop_ids
-        stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)
-        self.running[row] = request = Request(
-            prompt, self._limit(prompt, options), options.sampling, frozenset(stop_ids),
-            Writer(self.processor.tokenizer.decode, stops), row, options.sampling.generator(),
-        )  # fmt: skip
+    def submit(self, conversation: Any, options: Options = Options()) -> Request:
+        """Prepare a conversation, or take a batch of one, and let it wait for a place. Errors are the caller's."""
+        until = inf if options.check().deadline is None else time.monotonic() + (options.deadline or 0)
+        prompt = conversation if isinstance(conversation, Batch) else self.processor([conversation])
+        request = self._request(prompt, options, until)
+        with self._changed:
+            self.waiting.append(request)
+            self._changed.notify_all()
         return request
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Sleep until there is something to do, or for so long; whether there is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.busy, seconds)
+
+    def pieces(self, request: Request) -> Iterator[str]:
+        """The answer as it comes, for the thread that steps; raises what went wrong. Whoever leaves early cancels."""
+        try:
+            while request.finish is None:
+                for told in self.step():
+                    if told is request and told.piece:
+                        yield told.piece
+        finally:
+            if request.finish is None:
+                request.cancel()
+        if request.error:
+            raise request.error
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """One token for everybody. Returns those who got it; the finished ones have left."""
-        requests = [self.running[row] for row in sorted(self.running)]
-        if not requests:
-            return []
-        batch = join(requests, self.rows)
-        self._reserve(requests, batch.lens)
-        ends = batch.lens[batch.lens > 0].cumsum(0) - 1  # nobody reads the other positions' logits
-        with self._still():
-            hidden = self.model(batch.to(self._device), cache=self.cache)
-            logits = self.model.logits(hidden[ends.to(self._device)])[:, : self.processor.tokenizer.size]
-        sampling = [r.sampling for r in requests]
-        seen = [r.seen if r.sampling.repetition_penalty != 1 else r.prompt.ids for r in requests]
-        picked = choose(logits, sampling, seen, [r.generator for r in requests])
-        for request, token, logprob in zip(requests, *picked, strict=True):
-            request.take(token, logprob)
-            if request.finish:
-                self.finish(request)
-        return requests
+        """One token for everybody whose prompt is read. Returns those with news; the finished ones have left.
 
-    @torch.inference_mode()
-    def finish(self, request: Request) -> None:
-        """Free the request's row, and wipe it: leftovers are masked, but a mask does not stop a NaN."""
-        del self.running[request.row]
-        used = int(self.cache[0].lens[request.row])
-        for layer in self.cache:
-            layer.k[request.row, :used] = 0
-            layer.v[request.row, :used] = 0
-        self.cache[0].lens[request.row] = 0
+        An error ends the request that caused it, or, where that is not known, the newest of the step.
+        """
+        news = self._leave()
+        try:
+            self._admit()
+            pieces = self._plan()
+        except Exception as error:
+            return [*news, self._restart(error)]
+        with self._still():
+            if reading := [p.request for p in pieces if p.request.done < len(p.request.prompt.ids)]:
+                news += self._see(reading)
+                pieces = [piece for piece in pieces if not piece.request.finish]
+            if not pieces:
+                return news
+            speaking = [piece.request for piece in pieces if piece.last]
+            try:
+                logits = self._forward(pieces)
+            except Exception as error:  # out of memory, most likely: the others try again without the newest
+                newest = max((piece.request for piece in pieces), key=self.running.index)
+                self._end(newest, "error", error)
+                return [*news, newest]
+        self._choose(speaking, logits)
+        return news + speaking
+
+    def _leave(self) -> list[Request]:
+        """End what was cancelled or has no time left."""
+        now = time.monotonic()
+        gone = [r for r in self.running if r.cancelled or r.until <= now]
+        if self.waiting:
+            with self._changed:
+                late = [r for r in self.waiting if r.cancelled or r.until <= now]
+                for request in late:
+                    self.waiting.remove(request)
+            gone += late
+        for request in gone:
+            self._end(request, "cancelled" if request.cancelled else "deadline")
+        return gone
+
+    def _admit(self) -> None:
+        """Give rows to those that wait, in their order, while the next one fits."""
+        weights = None
+        while self.waiting and self.rows.fits(self.waiting[0].reach):
+            weights = weights or (state(self.model) if self.reuse and self._steady else None)
+            with self._changed:
+                request = self.waiting.popleft()
+            self.running.append(request)
+            self.rows.take(request, weights)
+
+    def _plan(self) -> list[Piece]:
+        """What each request brings, in the order of the cache's rows; prompts share what one step may read."""
+        pieces, room = [], self.prefill
+        for request in self.running:
+            length = len(request.tokens) - request.done
+            if length > 1:
+                length = min(length, room) if self._steady or room <= 0 else length
+                room -= length
+            if length > 0:
+                pieces.append(Piece(request, length))
+        if pieces:
+            self.rows.reserve(max(piece.request.done + piece.length for piece in pieces))
+        pieces.sort(key=lambda piece: piece.request.row)
+        return pieces
+
+    def _restart(self, error: Exception) -> Request:
+        """The cache could not grow: the newest goes, the others read anew what they know. Returns the newest."""
+        *others, newest = self.running
+        self.running, self.rows = [], Rows(self.model.decoder, self.rows.most, self.rows.memory)
+        for request in (newest, *others):
+            request.row, request.done, request.seen = -1, 0, None
+        with self._changed:
+            self.waiting.extendleft(reversed(others))
+        newest.end("error", error=error)
+        return newest
+
+    def _see(self, reading: Sequence[Request]) -> list[Request]:
+        """Encode what new requests show, in one call; where that fails, one by one. Returns those that failed."""
+        fresh = [r for r in reading if r.seen is None and len(r.prompt.slots) and r.prompt.slots[-1] >= r.done]
+        try:
+            self._encode(fresh)
+            return []
+        except Exception:
+            failed = []
+            for request in fresh:
+                try:
+                    self._encode([request])
+                except Exception as error:
+                    self._end(request, "error", error)
+                    failed.append(request)
+            return failed
+
+    def _encode(self, requests: Sequence[Request]) -> None:
+        starts = [self.rows.held(request) for request in requests]
+        visuals = [v for r, (first, _) in zip(requests, starts, strict=True) for v in r.prompt.visuals[first:]]
+        if not visuals:
+            return
+        encoded = iter(self.model.encode(visuals, self.features))
+        for request, (first, skip) in zip(requests, starts, strict=True):
+            own = [next(encoded) for _ in request.prompt.visuals[first:]]
+            given, wanted = sum(map(len, own)) - skip, int((request.prompt.slots >= request.done).sum())
+            if given != wanted:
+                raise ShapeError(f"{wanted} slots but {given} visual tokens ({[len(tokens) for tokens in own]}); "
+                                 "the prompt was planned with another packer than the model's")
+            self.rows.shown(request, first, [len(tokens) for tokens in own])
+            request.seen = (own[0] if len(own) == 1 else torch.cat(own))[skip:]
+
+    def _forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """Run the row; the logits of those whose prompt is read, nobody looks at others.   [speaking, vocab]"""
+        ids: list[int] = []
+        slots: list[Tensor] = []
+        seen: list[Tensor] = []
+        ends: list[int] = []
+        lens = [0] * len(self.rows.rows)
+        for request, length in pieces:
+            start = request.done
+            if request.seen is not None:
+                prompt = request.prompt.slots
+                first, last = torch.searchsorted(prompt, torch.tensor([start, start + length])).tolist()
+                before = len(prompt) - len(request.seen)
+                slots.append(prompt[first:last] + (len(ids) - start))
+                seen.append(request.seen[first - before : last - before])
+            ids += request.tokens[start : start + length]
+            lens[request.row] = length
+            if start + length == len(request.tokens):
+                ends.append(len(ids) - 1)
+        given = torch.tensor(ids, device=self._device)
+        if seen:
+            x = self.model.splice(given, torch.cat(slots).to(self._device), seen)
+        else:
+            x = self.model.decoder.embed(given)
+        hidden = self.model.decoder(x, torch.tensor(lens), self.rows.cache)
+        for request, length in pieces:
+            request.done += length
+            if request.done >= len(request.prompt.ids):
+                request.seen = None
+        return self.model.logits(hidden if len(ends) == len(ids) else hidden[ends])[:, : self.processor.tokenizer.size]
+
+    def _choose(self, speaking: Sequence[Request], logits: Tensor) -> None:
+        """The next token of each, and what follows; an error in one is that one's.   logits [speaking, vocab]"""
+        best = logits.argmax(-1).tolist()
+        wanted = any(request.options.logprobs for request in speaking)
+        scale = logits.logsumexp(-1).tolist() if wanted else []
+        for at, request in enumerate(speaking):
+            try:
+                token, how = best[at], request.options.sampling
+                if request.drawn:
+                    token = draw(logits[at], how, request.tokens, request.generator)
+                if request.options.logprobs:
+                    request.logprobs.append(float(logits[at, token]) - scale[at])
+                request.take(token)
+            except Exception as error:
+                request.end("error", error=error)
+            if request.finish:
+                self._drop(request)
+
+    def _end(self, request: Request, why: Finish, error: Exception | None = None) -> None:
+        request.end(why, error=error)
+        if request.row >= 0:
+            self._drop(request)
+
+    def _drop(self, request: Request) -> None:
+        self.running.remove(request)
+        self.rows.leave(request)
 
     @contextmanager
     def _still(self) -> Iterator[None]:
@@ -191,46 +275,31 @@ class Engine:
 
     @property
     def _device(self) -> torch.device:
-        return self.cache[0].k.device
+        return self.rows.cache[0].k.device
+
+    def _request(self, prompt: Batch, options: Options, until: float) -> Request:
+        """A request that can be answered, or an error that says why not."""
+        if len(prompt.lens) != 1 or not len(prompt.ids):
+            raise PromptError(f"expected one prompt with words in it, got lens {prompt.lens.tolist()}")
+        stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)
+        keys = prompt.ids.index_fill(0, prompt.slots, -1)
+        return Request(
+            prompt, options, self._limit(prompt, options),
+            frozenset(() if options.ignore_eos else self.processor.stop_ids),
+            Writer(self.processor.tokenizer.decode, stops), until, prompt.ids.tolist(), options.sampling.generator(),
+            keys, [key(visual) for visual in prompt.visuals] if self.reuse else [],
+        )  # fmt: skip
 
     def _limit(self, prompt: Batch, options: Options) -> int:
-        """How many tokens the answer may have: what was asked for, as far as the decoder reaches."""
+        """How many tokens the answer may have: what was asked for, as far as the decoder and the memory reach."""
         length, context = len(prompt.ids), int(self.model.decoder.context)
-        if length >= context:
+        reach, what = context, f"the decoder reads {context}"
+        if self.rows.reach < context:
+            reach, what = int(self.rows.reach), f"{self.rows.memory:.0f} bytes of cache hold {self.rows.reach:.0f}"
+        if length >= reach:
             raise ContextLengthError(
                 f"the prompt has {length} tokens, {len(prompt.slots)} of them visual; "
-                f"the decoder reads {context} and one must be left for the answer",
-                hint="fewer pictures or frames, smaller pictures, or a shorter text",
-                limit=context, got=length,
+                f"{what} and one must be left for the answer",
+                hint="fewer pictures or frames, smaller pictures, or a shorter text", limit=reach, got=length,
             )  # fmt: skip
-        return min(options.max_new_tokens, context - length)
-
-    def _reserve(self, requests: Sequence[Request], lens: Tensor) -> None:
-        """Make the cache long enough for this step, and a while longer."""
-        needed = self.cache[0].lens + lens
-        if int(needed.max()) <= self.cache[0].k.shape[1]:
-            return
-        capacity = max(int(needed[r.row]) + min(r.limit - len(r.ids), ROOM) for r in requests)
-        old, self.cache = self.cache, self.model.decoder.cache(self.rows, capacity)
-        filled = int(old[0].lens.max())
-        for before, after in zip(old, self.cache, strict=True):
-            after.k[:, :filled], after.v[:, :filled] = before.k[:, :filled], before.v[:, :filled]
-        self.cache[0].lens.copy_(old[0].lens)
-
-
-def join(requests: Sequence[Request], rows: int) -> Batch:
-    """What the model has not seen of each request, laid end to end in the order of the cache's rows."""
-    lens = torch.zeros(rows, dtype=torch.int64)
-    ids: list[Tensor] = []
-    slots: list[Tensor] = []
-    visuals: list[Visual] = []
-    start, none = 0, torch.empty(0, dtype=torch.int64)
-    for request in requests:
-        fresh = request.fresh
-        if not request.ids:
-            slots.append(request.prompt.slots + start)
-            visuals += request.prompt.visuals
-        ids.append(fresh)
-        lens[request.row] = len(fresh)
-        start += len(fresh)
-    return Batch(torch.cat(ids), lens, torch.cat(slots) if slots else none, visuals)
+        return min(options.max_new_tokens, reach - length)

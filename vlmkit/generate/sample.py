@@ -32,8 +32,10 @@ class Sampling(NamedTuple):
             number(self.seed, "seed", lambda x: 0 <= x < 2**63, "a whole number from 0 to 2**63 - 1", whole=True)
         return self
 
-    def generator(self) -> torch.Generator:
-        """The request's own, on the host: what others draw beside it never changes its answer."""
+    def generator(self) -> torch.Generator | None:
+        """The request's own, on the host: what others draw never changes its answer. None when nothing is drawn."""
+        if self.temperature == 0:
+            return None
         seed = self.seed if self.seed is not None else int(torch.randint(2**62, ()))
         return torch.Generator("cpu").manual_seed(int(seed))
 
@@ -68,23 +70,12 @@ def keep_mass(logits: Tensor, share: float) -> Tensor:
     return logits.masked_fill(drop.new_empty(drop.shape).index_copy(0, order, drop), -torch.inf)
 
 
-def choose(
-    logits: Tensor,
-    sampling: Sequence[Sampling],
-    seen: Sequence[Tensor],
-    generators: Sequence[torch.Generator],
-) -> tuple[list[int], list[float]]:
-    """One token for each row, and the model's own log probability of it.   logits [rows, vocab], float32"""
-    picked = logits.argmax(-1)
-    for row, how in enumerate(sampling):
-        line = logits[row]
-        if how.repetition_penalty != 1:
-            line = penalize(line, seen[row].to(line.device), how.repetition_penalty)
-            picked[row] = line.argmax()
-        if how.temperature > 0:
-            line = keep_mass(keep_best(line / how.temperature, how.top_k), how.top_p)
-            likely = line.softmax(-1).cpu()
-            if likely.isfinite().all():  # a row that overflowed keeps its argmax and stops nobody else
-                picked[row] = torch.multinomial(likely, 1, generator=generators[row])[0]
-    chosen = logits.gather(1, picked[:, None])[:, 0] - logits.logsumexp(-1)
-    return picked.tolist(), chosen.tolist()
+def draw(logits: Tensor, how: Sampling, seen: Sequence[int], generator: torch.Generator | None) -> int:
+    """One token.   logits [vocab], float32; `seen` are the ids so far; without a generator the best is taken"""
+    if how.repetition_penalty != 1:
+        logits = penalize(logits, torch.tensor(seen, device=logits.device), how.repetition_penalty)
+    if generator is not None:
+        likely = keep_mass(keep_best(logits / how.temperature, how.top_k), how.top_p).softmax(-1).cpu()
+        if likely.isfinite().all():  # what overflowed keeps its best token and stops nobody else
+            return int(torch.multinomial(likely, 1, generator=generator))
+    return int(logits.argmax())
