@@ -13,7 +13,8 @@ from torch import Tensor
 from vlmkit.contracts import PartConfig
 from vlmkit.types import Layout
 
-from .square import Fit, Square, as_tensor
+from .resize import ABOUT, Resample, planes, resize
+from .square import Fit, Square
 
 Grid = tuple[int, int]
 MOST = 64  # tiles along an edge
@@ -27,6 +28,7 @@ class Config(PartConfig):
     together: Literal["square", "tiles"] = Field(
         "tiles", description="pictures that share a conversation: one square tile each, or tiles as ever")
     fit: Fit = Field("pad", description="how such a square tile is made")
+    resample: Resample = Field("pillow", description=ABOUT)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Config:
@@ -48,8 +50,8 @@ class AnyRes:
     """LLaVA-NeXT, LLaVA-OneVision."""
 
     def __init__(self, config: Config, side: int, fill: tuple[float, float, float]) -> None:
-        self.grids, self.side, self.together = config.choices, side, config.together
-        self.square = Square(config.fit, side, fill)
+        self.grids, self.side, self.together, self.resample = config.choices, side, config.together, config.resample
+        self.square = Square(config.fit, side, fill, config.resample)
 
     def plan(self, height: int, width: int, alone: bool) -> Layout:
         if not alone and self.together == "square":
@@ -61,9 +63,17 @@ class AnyRes:
         if not layout.rows:
             return self.square.cut(picture, layout)
         side, rows, cols = self.side, layout.rows, layout.cols
-        whole = as_tensor(picture.resize((side, side), Image.Resampling.BICUBIC))
-        tiles = as_tensor(center(picture, rows * side, cols * side)).view(3, rows, side, cols, side)
-        return torch.cat([whole[None], tiles.permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)])
+        high, wide = rows * side, cols * side
+        height, width = fitted(picture.height, picture.width, high, wide)
+        whole, inner = resize(picture, [(side, side), (height, width)], self.resample)
+        canvas = torch.zeros(3, high, wide, dtype=torch.uint8)  # an odd pixel that is left over goes below or right
+        top, left = (high - height) // 2, (wide - width) // 2
+        canvas[:, top : top + height, left : left + width] = planes(inner)
+        tiles = torch.empty(1 + rows * cols, 3, side, side, dtype=torch.uint8)
+        tiles[0] = planes(whole)
+        grid = tiles[1:].view(rows, cols, 3, side, side)
+        grid.copy_(canvas.view(3, rows, side, cols, side).permute(1, 3, 0, 2, 4))
+        return tiles
 
 
 def choose(grids: tuple[Grid, ...], side: int, height: int, width: int) -> Grid:
@@ -81,14 +91,6 @@ def fitted(height: int, width: int, high: int, wide: int) -> tuple[int, int]:
     if wide / width < high / height:
         return min(math.ceil(height * (wide / width)), high), wide
     return high, min(math.ceil(width * (high / height)), wide)
-
-
-def center(picture: Image.Image, high: int, wide: int) -> Image.Image:
-    """Resized without distortion, on a black canvas; an odd pixel that is left over goes below or to the right."""
-    height, width = fitted(picture.height, picture.width, high, wide)
-    canvas = Image.new("RGB", (wide, high))
-    canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC), ((wide - width) // 2, (high - height) // 2))
-    return canvas
 
 
 def build(config: Config, *, side: int, fill: tuple[float, float, float]) -> AnyRes:
