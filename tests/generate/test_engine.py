@@ -6,72 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from speaking import PROMPTS, Reader, Speaker, user
+from torch import nn
 
 from vlmkit.errors import ContextLengthError, PromptError
 from vlmkit.generate import Engine, Options, generate, stream
 from vlmkit.generate import rows as rows_module
 from vlmkit.parts.attention import eager, sdpa
-from vlmkit.parts.decoders import transformer
-from vlmkit.processing.tokenizer import Tokenizer
-from vlmkit.types import Batch
-
-NOTHING = torch.empty(0, dtype=torch.int64)
-PROMPTS = ["a", "The cat sat on the mat.", "naïve 猫", "x" * 70, "?", "two words", "1234567890" * 3, "猫 " * 9]
-
-
-def alphabet() -> Tokenizer:
-    """One token for each byte, and an end."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    raw.add_special_tokens([tokenizers.AddedToken("</s>", special=True)])
-    return Tokenizer(raw.to_str())
-
-
-class Speaker(nn.Module):
-    """A decoder that only reads: a model without eyes."""
-
-    def __init__(self, backend: Any = sdpa, **fields: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        given = {**transformer.EXAMPLE, "vocab": 320, "context": 512, **fields}
-        self.decoder = transformer.Config.model_validate(given).build(attention=backend.build(backend.Config()))
-        self.rows_of_logits: list[int] = []
-        with torch.no_grad():
-            for name, weight in self.decoder.named_parameters():  # wide enough that words differ
-                weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.decoder(self.decoder.embed(batch.ids), batch.lens)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        self.rows_of_logits.append(len(hidden))
-        return self.decoder.logits(hidden)
-
-
-class Reader:
-    """Text to ids."""
-
-    def __init__(self, stop_ids: tuple[int, ...] = (), stop_strings: tuple[str, ...] = ()) -> None:
-        self.tokenizer, self.stop_ids, self.stop_strings = alphabet(), stop_ids, stop_strings
-        self.asked: list[Any] = []
-
-    def __call__(self, conversations: list[Any]) -> Batch:
-        (messages,) = conversations
-        self.asked.append(messages)
-        content = messages[-1]["content"]
-        text = content if isinstance(content, str) else content[-1]["text"]
-        ids = self.tokenizer.raw.encode(text, add_special_tokens=False).ids
-        return Batch(torch.tensor(ids), torch.tensor([len(ids)]), NOTHING, [])
-
-
-def user(text: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": text}]
-
 
 CHANCE = {"temperature": 1.3, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.2, "seed": 3}
 MANY = [user(text) for text in PROMPTS]
@@ -94,7 +36,7 @@ def plainly(model: Speaker, ids: list[int], count: int) -> list[int]:
         while len(found) < count:
             x = torch.tensor(ids + found)
             hidden = model.decoder(model.decoder.embed(x), torch.tensor([len(x)]))
-            found.append(int(model.decoder.logits(hidden[-1])[:257].argmax()))
+            found.append(int(model.decoder.logits(hidden[-1:])[0, :257].argmax()))
     return found
 
 

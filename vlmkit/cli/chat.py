@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import vlmkit
 from vlmkit.errors import VlmkitError
 
 from . import arguments as a
 from . import console
 from .generate import load, media
+
+if TYPE_CHECKING:
+    from vlmkit.generate import Engine, Options
 
 HELP = "/image FILE and /video FILE show something with the next question, /new starts anew, /quit ends"
 
@@ -35,7 +37,10 @@ def chat(
 ) -> None:
     """Talk about pictures and clips, turn by turn."""
     model, processor = load(source, words or [], device, dtype, attention, quantize)
-    how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    from vlmkit.generate import Engine, Options
+
+    options = Options.of({"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed})
+    engine = Engine(model, processor, rows=1)  # its row holds what was said so far
     turns: list[dict[str, Any]] = []
     shown = media(image or [], video or [])
     print(HELP, file=sys.stderr)
@@ -50,7 +55,7 @@ def chat(
             print(HELP, file=sys.stderr)
         elif line:
             asked = {"role": "user", "content": [*shown, {"type": "text", "text": line}]}
-            answer, shown = _answer(model, processor, [*turns, asked], how), []
+            answer, shown = _answer(engine, [*turns, asked], options), []
             if answer is not None:
                 turns += [asked, {"role": "assistant", "content": answer}]
 
@@ -62,11 +67,11 @@ def _ask() -> str | None:
     return line.strip() if line else None
 
 
-def _answer(model: Any, processor: Any, turns: list[dict[str, Any]], how: dict[str, Any]) -> str | None:
+def _answer(engine: Engine, turns: list[dict[str, Any]], options: Options) -> str | None:
     """Print an answer as it comes: None when the turn failed, what there was when it was interrupted."""
     said: list[str] = []
     try:
-        for piece in vlmkit.stream(model, processor, turns, **how):
+        for piece in engine.pieces(engine.submit(turns, options)):
             said.append(piece)
             print(piece, end="", flush=True)
     except VlmkitError as error:

@@ -120,7 +120,8 @@ class Engine:
                 newest = max((piece.request for piece in pieces), key=self.running.index)
                 self._end(newest, "error", error)
                 return [*news, newest]
-        self._choose(speaking, logits)
+        if speaking:
+            self._choose(speaking, logits)
         return news + speaking
 
     def _leave(self) -> list[Request]:
@@ -233,6 +234,8 @@ class Engine:
             request.done += length
             if request.done >= len(request.prompt.ids):
                 request.seen = None
+        if not ends:
+            return hidden[:0]
         return self.model.logits(hidden if len(ends) == len(ids) else hidden[ends])[:, : self.processor.tokenizer.size]
 
     def _choose(self, speaking: Sequence[Request], logits: Tensor) -> None:
