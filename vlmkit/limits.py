@@ -84,6 +84,7 @@ class Limits:
 
 _inside: ContextVar[tuple[Limits, ...]] = ContextVar("limits", default=())  # of the blocks around here; the last holds
 _words: dict[str, float] = {}  # from --limit
+_last: tuple[dict[Any, Any], dict[str, float], Limits] | None = None  # environment, words, and what follows from them
 
 
 def settings() -> dict[str, str]:
@@ -93,9 +94,14 @@ def settings() -> dict[str, str]:
 
 def current() -> Limits:
     """The limits in force here."""
+    global _last
     if inside := _inside.get():
         return inside[-1]
-    return Limits(**{name: value for name, (value, _) in resolve(os.environ).items()})
+    environ = os.environ._data  # type: ignore[attr-defined]  # to ask it for each name takes fifty times as long
+    if _last is None or _last[:2] != (environ, _words):
+        given = {name: value for name, (value, _) in resolve(os.environ).items()}
+        _last = dict(environ), dict(_words), Limits(**given)
+    return _last[2]
 
 
 def resolve(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:

@@ -65,12 +65,17 @@ class Visual(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One conversation as numbers, before it is laid into a row."""
+    """One conversation as numbers, before it is laid into a row; int64 throughout.
 
-    ids: list[int]
-    slots: list[int]  # positions in ids
+    ids     [length]
+    slots   [visual]  positions in ids
+    labels  [length]
+    """
+
+    ids: Tensor
+    slots: Tensor
     visuals: list[Visual]
-    labels: list[int] | None = None
+    labels: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -185,4 +190,4 @@ class Generation(NamedTuple):
     logprobs: list[float]
     prompt_tokens: int
     visual_tokens: int
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "cancelled", "deadline"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from .batch import lay
 from .clips import Frames, probe
 from .files import naming
 from .pictures import Picture, look
+from .threads import Ahead
 from .tokenizer import Prompt, Tokenizer
 
 Policy = Literal["refuse", "drop_media", "drop_turns"]
@@ -59,10 +61,18 @@ class Processor:
                  ) -> Batch:
         """One conversation, or a list of them, to one batch. `reply` opens the answer the model is to write."""
         several = isinstance(conversations, list | tuple) and bool(conversations) and not _is_message(conversations[0])
-        return lay([self.sample(c, reply, labels, too_long) for c in (conversations if several else [conversations])])
+        with Ahead() as ahead:
+            drafts = [self._draft(c, reply, labels, too_long, ahead)
+                      for c in (conversations if several else [conversations])]
+            return lay([draft() for draft in drafts])
 
     def sample(self, messages: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse") -> Sample:
         """One conversation as numbers."""
+        with Ahead() as ahead:
+            return self._draft(messages, reply, labels, too_long, ahead)()
+
+    def _draft(self, messages: Any, reply: bool, labels: bool, too_long: Policy, ahead: Ahead) -> Callable[[], Sample]:
+        """Its text, while pictures are decoded ahead."""
         turns, media = conversation.read(messages)
         planned = self._plan(media)
         turns = self._note(turns, planned)
@@ -72,7 +82,7 @@ class Processor:
             if total <= self.context:
                 break
             turns = self._shorten(turns, prompt, planned, total, too_long)
-        return self._fill(prompt, planned, labels)
+        return self._fill(prompt, planned, labels, ahead)
 
     def _plan(self, media: Sequence[tuple[Literal["image", "video"], Any]]) -> list[Planned]:
         """Open headers, cut on paper, count tokens."""
@@ -140,29 +150,28 @@ class Processor:
         raise ContextLengthError(text, limit=self.context, got=total, hint="send fewer or smaller pictures, fewer "
                                  "frames or less text, or allow too_long='drop_media' or 'drop_turns'")
 
-    def _fill(self, prompt: Prompt, planned: list[Planned], labels: bool) -> Sample:
+    def _fill(self, prompt: Prompt, planned: list[Planned], labels: bool, ahead: Ahead) -> Callable[[], Sample]:
         """Repeat each visual's id as often as it has tokens, and cut its pixels."""
-        ids: list[int] = []
-        slots: list[int] = []
-        learned: list[int] = []
-        seen = dict(zip(prompt.slots, prompt.seen, strict=True))
-        for at, id in enumerate(prompt.ids):
-            if at in seen:
-                tokens = planned[seen[at].index].tokens
-                slots += range(len(ids), len(ids) + tokens)
-                ids += [id] * tokens
-                learned += [IGNORED] * tokens
-            else:
-                ids.append(id)
-                learned.append(id if prompt.learned[at] else IGNORED)
-        visuals = []
-        for visual in prompt.seen:
-            with naming(f"{visual.kind} {visual.index + 1}"):
-                visuals.append(self._cut(planned[visual.index]))
-        return Sample(ids, slots, visuals, learned if labels else None)
+        times, grown = [1] * len(prompt.ids), 0
+        slots = [torch.empty(0, dtype=torch.int64)]
+        said = [id if learned else IGNORED for id, learned in zip(prompt.ids, prompt.learned, strict=True)]
+        for at, seen in zip(prompt.slots, prompt.seen, strict=True):
+            tokens = planned[seen.index].tokens
+            slots.append(torch.arange(at + grown, at + grown + tokens))
+            times[at], said[at], grown = tokens, IGNORED, grown + tokens - 1
+        repeats = torch.tensor(times)
+        visuals = [(ahead if visual.kind == "image" else partial)(self._cut, visual, planned[visual.index])
+                   for visual in prompt.seen]  # a clip waits for its turn: it has threads of its own
+        learned = torch.tensor(said).repeat_interleave(repeats) if labels else None
+        ids = torch.tensor(prompt.ids).repeat_interleave(repeats)
+        return lambda: Sample(ids, torch.cat(slots), [visual() for visual in visuals], learned)
 
-    def _cut(self, planned: Planned) -> Visual:
+    def _cut(self, seen: Seen, planned: Planned) -> Visual:
         """Pixels -> uint8 [tiles, 3, side, side]"""
+        with naming(f"{seen.kind} {seen.index + 1}"):
+            return self._tiles(planned)
+
+    def _tiles(self, planned: Planned) -> Visual:
         stream = getattr(self.skeleton, planned.layout.kind)
         if isinstance(planned.source, Picture):
             return Visual(stream.tiler.cut(planned.source.decode(), planned.layout), planned.layout)

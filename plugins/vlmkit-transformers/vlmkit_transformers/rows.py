@@ -29,12 +29,12 @@ def pad(samples: Sequence[Sample], pad_id: int, count: Callable[[Layout], int]) 
         made["labels"] = torch.full(shape, IGNORED)
     for row, sample in enumerate(samples):
         start = shape[1] - len(sample.ids)
-        made["input_ids"][row, start:] = torch.tensor(sample.ids)
+        made["input_ids"][row, start:] = sample.ids
         made["attention_mask"][row, start:] = 1
         kinds = [KINDS[v.layout.kind][0] for v in sample.visuals for _ in range(count(v.layout))]
-        made["mm_token_type_ids"][row, [start + slot for slot in sample.slots]] = torch.tensor(kinds, dtype=torch.long)
+        made["mm_token_type_ids"][row, start + sample.slots] = torch.tensor(kinds, dtype=torch.long)
         if sample.labels is not None:
-            made["labels"][row, start:] = torch.tensor(sample.labels)
+            made["labels"][row, start:] = sample.labels
     visuals = [sample.visuals for sample in samples]
     if any(visuals):
         told = [[[KINDS[v.layout.kind][0], *v.layout[1:]] for v in row] for row in visuals]
