@@ -120,7 +120,11 @@ class Decoder(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Causal self-attention over sequences laid end to end.   build(config)"""
+    """Causal self-attention over sequences laid end to end.   build(config)
+
+    `unfit(device, dtype, head)` may tell why it cannot serve there, or None; then the name is refused before weights
+    are read.
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None,
                  window: int | None = None) -> Tensor:

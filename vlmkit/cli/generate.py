@@ -82,7 +82,7 @@ def load(source: str, words: list[str], device: str, dtype: str | None, attentio
         names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if dtype is not None and dtype not in names:
             raise typer.BadParameter(f"no dtype named {dtype!r}; there are: {', '.join(names)}")
-        backends = ["auto", *vlmkit.registry.names("attention")]
+        backends = vlmkit.registry.names("attention")
         if attention not in backends:
             raise typer.BadParameter(f"no attention named {attention!r}; there are: {', '.join(backends)}")
         kind = names[dtype] if dtype else None

@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .. import registry
+from ..errors import VlmkitError
 from .vlm import VLM, Stream
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..compose.preset import Stream as StreamPreset
     from ..contracts import AttentionBackend, VisionTower
 
-AUTO = "sdpa"  # right for every call on every device
+HEAD = 128  # the width of a head where a decoder's section does not tell
 
 
 def assemble(preset: Preset, attention: str = "auto", device: Any = "meta",
@@ -28,6 +29,8 @@ def assemble(preset: Preset, attention: str = "auto", device: Any = "meta",
     The order is the order of knowledge: the decoder knows its width, the tower its side and width, the projector
     is told both, and the separators are those the packers ask for.
     """
+    if torch.device(device).type != "meta":
+        refuse(attention, preset, device, dtype)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -54,9 +57,21 @@ class Undrawn(TorchFunctionMode):
 
 def backend(name: str) -> AttentionBackend:
     """An attention backend by name; `auto` is the one that suits the machine."""
-    entry = registry.find("attention", AUTO if name == "auto" else name)
+    entry = registry.find("attention", name)
     made: AttentionBackend = entry.build(entry.config())
     return made
+
+
+def refuse(attention: str, preset: Preset, device: Any, dtype: torch.dtype) -> None:
+    """Raise where the backend says that it cannot serve: no such device, dtype or width of a head."""
+    if why := unfit(attention, device, dtype, getattr(preset.decoder, "head", HEAD)):
+        raise VlmkitError(f"{attention} {why}", where="attention", hint="auto takes the fastest that can serve")
+
+
+def unfit(attention: str, device: Any, dtype: torch.dtype, head: int = HEAD) -> str | None:
+    """Why a backend cannot serve there, as its own `unfit` tells, if it has one; None when it can."""
+    ask = getattr(backend(attention), "unfit", None)
+    return ask(torch.device(device), dtype, head) if ask else None
 
 
 def _assemble(preset: Preset, attention: AttentionBackend) -> VLM:

@@ -2,8 +2,10 @@
 
 from vlmkit.hookspecs import Part, hookimpl
 
+NAMES = ("auto", "eager", "flash", "flash3", "flash4", "flex", "sdpa", "varlen")
+
 
 @hookimpl
 def vlmkit_parts() -> list[Part]:
     here = "vlmkit.parts.attention"
-    return [Part("attention", name, f"{here}.{name}") for name in ("eager", "sdpa")]
+    return [Part("attention", name, f"{here}.{name}") for name in NAMES]
