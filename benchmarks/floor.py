@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from measure import wait
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -71,12 +72,6 @@ def best(work: Callable[[], Any], device: str, tries: int = 7) -> float:
         wait(device)
         found.append(time.perf_counter() - begun)
     return min(found)
-
-
-def wait(device: Any) -> None:
-    """Until the device has done what it was given."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def weight_bytes(decoder: Any) -> int:

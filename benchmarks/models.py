@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +52,11 @@ class Shape(NamedTuple):
 
 
 SIZES = {
-    "tiny": Shape((64, 3, 2), (56, 76), 128, 4, 4, 2, 256, 384),  # shows overhead
+    "tiny": Shape((64, 3, 2), (56, 76), 128, 4, 4, 2, 256, 1024),  # shows overhead
     "small": Shape((768, 12, 12), (336, 384), 1024, 12, 16, 16, 2816, 32064),  # 85 + 220 million
     "0.5b": Shape((1152, 26, 16), (336, 384), 896, 24, 14, 2, 4864, 152000, tied=True),
     "7b": Shape((1024, 24, 16), (336, 384), 4096, 32, 32, 32, 11008, 32064),
-    "mixed": Shape((1024, 6, 16), (336, 384), 512, 8, 8, 8, 1536, 384),  # a deep reader, a light speaker
+    "mixed": Shape((1024, 6, 16), (336, 384), 512, 8, 8, 8, 1536, 1024),  # a deep reader, a light speaker
 }
 
 
@@ -99,6 +100,17 @@ class Pair(NamedTuple):
             ids = self.theirs.generate(**batch, max_new_tokens=new, do_sample=False, **wishes)
         return [row.tolist() for row in ids[:, batch["input_ids"].shape[1]:]]
 
+    def check(self, talks: list[Talk], share: float = 0.1) -> None:
+        """Logits behind the prompts differ by no more than a share of their spread: for dtypes that round."""
+        with torch.inference_mode():
+            batch = self.processor([talk.messages for talk in talks]).to(self.theirs.device)
+            ends = (batch.lens.cumsum(0) - 1).to(self.theirs.device)
+            ours = self.model.logits(self.model(batch)[ends])
+            read = self.read(talks)
+            places = (read["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            found = self.theirs(**read, position_ids=places, logits_to_keep=1).logits[:, -1].float()
+        torch.testing.assert_close(ours, found, rtol=0, atol=share * float(found.std()))
+
     def ask(self, *sizes: tuple[int, int], words: str = "What is in it?", seed: int = 1) -> Talk:
         """A question about pictures of these heights and widths."""
         shown = tuple(picture(*size, seed + i) for i, size in enumerate(sizes))
@@ -114,15 +126,15 @@ def pair(family: str, size: str | Shape = "tiny", dtype: torch.dtype = torch.flo
     """Both sides on the same memory where names and shapes allow: the decoder's weights are there once."""
     shape = SIZES[size] if isinstance(size, str) else size
     their_model = _theirs(family, shape, dtype, device, seed)
-    preset, words = _preset(family, shape), _words(small.bos(family), shape.vocab)
-    model = assemble(preset, "auto")
+    plan, words = preset(family, shape), _words(small.bos(family), shape.vocab)
+    model = assemble(plan)
     state = theirs.rename(their_model.state_dict())
     for name in model.state_dict():
         put(model, name, state[name])
     for part in model.modules():
         if callable(compute := getattr(part, "materialize", None)):
             compute()
-    processor = Processor(preset, assemble(preset), Tokenizer(words))
+    processor = Processor(plan, assemble(plan), Tokenizer(words))
     return Pair(family, shape, model.eval(), processor, their_model, reader(family, shape))
 
 
@@ -132,7 +144,8 @@ def _side(family: str, shape: Shape) -> int:
     return min(shape.sides[0], 224) if family == "video-llava" else shape.sides[0]
 
 
-def _preset(family: str, shape: Shape) -> Any:
+def preset(family: str, shape: Shape) -> Any:
+    """The family's published preset with the widths and depths of a shape."""
     width, depth, heads = shape.tower
     tower = {"img_size": _side(family, shape), "embed_dim": width, "depth": depth, "num_heads": heads}
     given = [f"tower.options.{key}={value}" for key, value in tower.items()]
@@ -144,7 +157,9 @@ def _preset(family: str, shape: Shape) -> Any:
     return vlmkit.compose(small.PRESETS[family][0], *given)
 
 
-def _theirs(family: str, shape: Shape, dtype: torch.dtype, device: str, seed: int) -> Any:
+def their_build(family: str, shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu",
+                drawn: bool = False) -> Any:
+    """transformers' model of a shape; with `drawn` as its own initialisation draws it, else of any weights."""
     whole = theirs.configuration(family)
     side, (width, depth, heads) = _side(family, shape), shape.tower
     ratio = 4304 / 1152 if family == "onevision" else 4
@@ -160,8 +175,12 @@ def _theirs(family: str, shape: Shape, dtype: torch.dtype, device: str, seed: in
         whole.image_grid_pinpoints = _grids(whole.image_grid_pinpoints, side)
     made = next((made for key, made in theirs.CLASSES.items() if family.startswith(key)),
                 transformers.LlavaForConditionalGeneration)
-    with no_init_weights(), torch.device(device):
-        model = made._from_config(whole, dtype=dtype).eval()
+    with nullcontext() if drawn else no_init_weights(), torch.device(device):
+        return made._from_config(whole, dtype=dtype).eval()
+
+
+def _theirs(family: str, shape: Shape, dtype: torch.dtype, device: str, seed: int) -> Any:
+    model = their_build(family, shape, dtype, device)
     model.tie_weights()
     draw(model, seed)
     model.generation_config.eos_token_id = None  # so many tokens, whatever they are
@@ -196,11 +215,20 @@ def draw(model: torch.nn.Module, seed: int) -> None:
 
 @cache
 def _words(bos: bool, vocab: int) -> str:
-    """The tokenizer of the parity tests, with as many tokens as the decoder has rows: each id is text."""
-    made = json.loads(small.tokenizer(bos))
-    for number in range(small.WORDS, vocab):
-        made["model"]["vocab"][f" {number}"] = number
-    return json.dumps(made)
+    """A tokenizer that knows whole words of the prompts, with as many tokens as the decoder has rows: each id is text.
+
+    With published tokenizers prompts are of about the same length.
+    """
+    made = small.Tokenizer.from_str(small.tokenizer(bos))
+    said = [theirs.prompt(style, ("What is in it? And this one, which is wide? Tell me a story.",))
+            for style in ("vicuna_v1", "qwen_1_5", "llava_v0")]
+    made.train_from_iterator(said, small.trainers.BpeTrainer(
+        vocab_size=min(vocab, 1024), show_progress=False, initial_alphabet=small.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[small.AddedToken(word, special=True, normalized=False) for word in small.SPECIAL]))
+    whole = json.loads(made.to_str())
+    for number in range(made.get_vocab_size(), vocab):
+        whole["model"]["vocab"][f" {number}"] = number
+    return json.dumps(whole)
 
 
 def reader(family: str, shape: Shape, fast: bool = False) -> Any:
