@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import bisect
 import os
-import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 
 from ..contracts import VideoSampler
-from ..errors import MediaDecodeError, MediaFormatError, MediaLimitError
-from ..limits import current
-from .containers import check_whole, demuxer
-from .files import naming, open_file
+from ..errors import MediaDecodeError, MediaFormatError
+from .files import naming
 from .pictures import look, open_picture
+from .streams import Budget, Opened, bound, open_stream, scan, walk
 
-# packets of these codecs may hold a frame that is never shown
-HIDING = ("vp8", "vp9", "av1")
-# a damaged frame is an error, not a grey patch
-STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+AHEAD = 256 << 20  # bytes of pictures that threads may have ready before their turn
 
 
 class Frames:
@@ -34,7 +33,7 @@ class Frames:
     def __init__(self, frames: Sequence[Any], fps: float = 1.0) -> None:
         if not len(frames):
             raise MediaDecodeError("a clip without frames")
-        _bound(len(frames), "video.max_decoded_frames")
+        bound(len(frames), "video.max_decoded_frames")
         self._given, self.frames, self.fps = frames, len(frames), fps
         first = look(frames[0])
         self.height, self.width = first.height, first.width
@@ -60,7 +59,7 @@ class Frames:
 
     def _pick(self, sampler: VideoSampler) -> list[int]:
         wanted = [min(max(at, 0), self.frames - 1) for at in sampler.pick(self.frames, self.fps)]
-        _bound(len(wanted), "video.max_sampled_frames")
+        bound(len(wanted), "video.max_sampled_frames")
         return wanted
 
     def _check(self, height: int, width: int, at: int) -> None:
@@ -78,13 +77,13 @@ class Turn(NamedTuple):
 
 
 class Clip(Frames):
-    """A clip in a file. Its packets are listed once; frames are decoded when they are asked for."""
+    """A clip in a file. Its packets are listed once; frames are decoded when they are asked for, but the first."""
 
     def __init__(self, source: str | os.PathLike[str] | bytes) -> None:
         self._source = source
-        with self._open() as (container, stream):
-            self._codec = stream.codec_context.name
-            shown, keys = self._scan(container, stream)
+        with open_stream(source) as opened:
+            container, stream = opened
+            shown, keys = scan(opened)
             demuxed = container.format.name
             rate = stream.average_rate or stream.guessed_rate
             step = stream.time_base or Fraction(1)
@@ -102,8 +101,11 @@ class Clip(Frames):
         self.fps = float((self.frames - 1) / span if span else rate or 1)
         self.times = ([float(pts * step) for pts in self._points] or [at / self.fps for at in range(self.frames)])
         self.duration = self.times[-1] - self.times[0] + 1 / self.fps
-        _bound(self.duration, "video.max_duration_s")
-        self._look()
+        bound(self.duration, "video.max_duration_s")
+        self._size, self._turn = (0, 0), Turn()
+        self._first: Image.Image | None = None
+        self._first = self.read([0])[0]  # it tells the true size and how it is turned, and most samplers want it
+        self.height, self.width = self._first.height, self._first.width
 
     def choose(self, sampler: VideoSampler) -> list[int]:
         """Which frames to use; a clip that is too short gives some of them twice."""
@@ -111,103 +113,79 @@ class Clip(Frames):
 
     def decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
         """(index, picture) for sorted, unique indices. Seeks; where that goes wrong, reads from the start."""
-        left, started = list(wanted), time.monotonic()
+        left, budget = list(wanted), Budget()
+        if self._first and left[:1] == [0]:
+            yield left.pop(0), self._first.copy()
         with naming(self._source):
-            for seek in (True, False) if self._points else (False,):
-                frames = self._walk(list(left), seek, started)
-                while left:
-                    try:
-                        frame = next(frames)
-                    except MediaDecodeError:
-                        break
-                    yield left[0], self._picture(frame, left[0])
-                    left.pop(0)
+            for way in (self._side_by_side, self._from_the_start):
+                try:
+                    for picture in way(list(left), budget):
+                        yield left[0], picture
+                        left.pop(0)
+                except MediaDecodeError:
+                    continue
             if left:
                 raise MediaDecodeError(f"damaged: {len(wanted) - len(left)} of {len(wanted)} frames could be read")
 
-    def _walk(self, wanted: list[int], seek: bool, started: float) -> Iterator[Any]:
-        """Decoded frames for sorted indices, skipping ahead to key frames when there is one in between."""
-        limits = current()
-        with self._open() as (container, stream):
-            stream.thread_type = "AUTO"
-            stream.codec_context.options = STRICT
-            frames = container.decode(stream)
-            decoded, last = 0, None
-            for at in wanted:
-                target = self._points[at] if self._points else at
-                key = self._key(target)
-                if seek and key is not None and (last is None or key > last):
-                    with _ffmpeg("the index cannot be followed"):
-                        container.seek(key, stream=stream)
-                    frames = container.decode(stream)
-                while last is None or last < target:
-                    with _ffmpeg("a frame is damaged"):
-                        frame = next(frames, None)
-                    decoded += 1
-                    if decoded > limits.video_max_decoded_frames:
-                        _bound(decoded, "video.max_decoded_frames")
-                    if time.monotonic() - started > limits.video_decode_seconds:
-                        _bound(time.monotonic() - started, "video.decode_seconds")
-                    if frame is None or frame.is_corrupt:
-                        raise MediaDecodeError("a frame is missing or damaged")
-                    last = decoded - 1 if not self._points else frame.pts
-                    if last is None:
-                        raise MediaDecodeError("a frame without a time")
-                if last != target and self._codec not in HIDING:
-                    raise MediaDecodeError("a frame is missing")
-                yield frame
+    def _side_by_side(self, wanted: list[int], budget: Budget) -> Iterator[Image.Image]:
+        """Each group of wanted frames from its key frame on, in as many threads as torch has."""
+        groups, cores = self._groups(wanted), torch.get_num_threads()
+        threads = max(1, min(cores, len(groups)))
+        ahead = AHEAD // (4 * self._size[0] * self._size[1] or 1)  # so many pictures may wait for their turn
+        if any(len(group) > ahead for _, group in groups):
+            threads = 1
+        idle: deque[Opened] = deque()  # opened, and used by nobody at the moment
+        with ExitStack() as stack:
+            def read(key: int, group: list[int]) -> Iterator[Image.Image]:
+                opened = idle.popleft() if idle else stack.enter_context(open_stream(self._source, cores // threads))
+                points = [self._points[at] for at in group]
+                for at, frame in zip(group, walk(opened, points, key, budget), strict=True):
+                    yield self._picture(frame, at)
+                idle.append(opened)
 
-    def _key(self, target: int) -> int | None:
-        """The time of the last key frame that is not after a frame."""
-        place = bisect.bisect_right(self._keys, target)
-        return self._keys[place - 1] if place else None
+            if threads == 1:
+                for key, group in groups:
+                    yield from read(key, group)
+                return
+            pool = ThreadPoolExecutor(threads)
+            coming: deque[tuple[int, Future[list[Image.Image]]]] = deque()
+            try:
+                for key, group in groups:
+                    todo = copy_context().run  # a thread has limits of its own, unless it is given ours
+                    coming.append((len(group), pool.submit(todo, lambda *given: list(read(*given)), key, group)))
+                    while sum(size for size, _ in coming) > ahead:
+                        yield from coming.popleft()[1].result()
+                while coming:
+                    yield from coming.popleft()[1].result()
+            finally:
+                budget.stopped = True
+                pool.shutdown(cancel_futures=True)
+                budget.stopped = False
 
-    @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Any]]:
-        """The container and its stream of frames: demuxer chosen by content, from a handle, without protocols."""
-        limits = current()
-        with open_file(self._source, limits.video_max_bytes, "video.max_bytes") as file:
-            name = demuxer(file)
-            check_whole(file, name)
-            with _ffmpeg(f"the {name} headers are damaged"):
-                container = av.open(file, format=name, options={"protocol_whitelist": ""}, metadata_errors="replace",
-                                    timeout=limits.video_open_seconds)
-            with container:
-                yield container, _stream(container)
+    def _from_the_start(self, wanted: list[int], budget: Budget) -> Iterator[Image.Image]:
+        """Everything up to the last of them is decoded, and nothing of the index believed."""
+        if not wanted:
+            return
+        points = [self._points[at] for at in wanted] if self._points else wanted
+        with open_stream(self._source, torch.get_num_threads()) as opened:
+            for at, frame in zip(wanted, walk(opened, points, None, budget, not self._points), strict=True):
+                yield self._picture(frame, at)
 
-    def _scan(self, container: Any, stream: Any) -> tuple[list[int | None], list[int]]:
-        """Time stamps of all shown frames, and of key frames; nothing is decoded."""
-        shown: list[int | None] = []
-        keys: list[int] = []
-        started = time.monotonic()
-        with _ffmpeg("the file is damaged"):
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                if packet.is_corrupt:
-                    raise MediaDecodeError("the file is cut off or damaged")
-                if packet.is_keyframe and packet.pts is not None:
-                    keys.append(packet.pts)
-                if not packet.is_discard:
-                    shown.append(packet.pts)
-                if not len(shown) % 256:
-                    _bound(time.monotonic() - started, "video.open_seconds")
-        return shown, keys
-
-    def _look(self) -> None:
-        """The first frame tells the true size and how it is turned."""
-        self._turn = Turn()
-        with self._open() as (container, stream), _ffmpeg("the first frame is damaged"):
-            frame = next(container.decode(stream), None)
-            if frame is None:
-                raise MediaDecodeError("no frame can be decoded")
-            self._size = frame.width, frame.height
-            _bound(frame.width * frame.height, "video.max_frame_pixels")
-            self._turn = _matrix(frame)
-        self.width, self.height = self._size[::-1] if self._turn.swap else self._size
+    def _groups(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
+        """Wanted frames by the time of the last key frame that is not after them; none if one has no such."""
+        groups: dict[int, list[int]] = {}
+        for at in wanted if self._points else ():
+            place = bisect.bisect_right(self._keys, self._points[at])
+            if not place:
+                return []
+            groups.setdefault(self._keys[place - 1], []).append(at)
+        return list(groups.items())
 
     def _picture(self, frame: av.VideoFrame, at: int) -> Image.Image:
         """An upright RGB picture."""
+        if not self._first:
+            bound(frame.width * frame.height, "video.max_frame_pixels")
+            self._size, self._turn = (frame.width, frame.height), _matrix(frame)
         if (frame.width, frame.height) != self._size:
             raise MediaDecodeError(f"frames of different sizes: number {at} is {frame.height} x {frame.width}, the "
                                    f"first {self._size[1]} x {self._size[0]}")
@@ -241,25 +219,6 @@ def read_clip(source: Any, sampler: VideoSampler) -> tuple[list[Image.Image], li
     return clip.read(wanted), [clip.times[at] for at in wanted]
 
 
-def _stream(container: Any) -> Any:
-    """The first stream of frames, with everything a header tells held against the limits."""
-    _bound(len(container.streams), "video.max_streams")
-    cover = av.stream.Disposition.attached_pic
-    stream = next((s for s in container.streams.video if not s.disposition & cover), None)
-    if stream is None:
-        raise MediaFormatError("no stream of frames in it")
-    if stream.codec_context is None or not stream.codec_context.name:
-        raise MediaFormatError("its codec is unknown")
-    header = [container.duration / av.time_base if container.duration else 0,
-              float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0]
-    _bound(max(header), "video.max_duration_s")
-    _bound(stream.codec_context.width * stream.codec_context.height, "video.max_frame_pixels")
-    for other in container.streams:
-        if other is not stream:
-            other.discard = av.stream.Discard.all
-    return stream
-
-
 def _matrix(frame: Any) -> Turn:
     """How a frame is meant to be shown."""
     found = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
@@ -272,21 +231,3 @@ def _matrix(frame: Any) -> Turn:
         return Turn(True, c < 0, b < 0)
     warnings.warn("the clip is turned by an odd angle; it is taken as it is", stacklevel=4)
     return Turn()
-
-
-def _bound(got: float, setting: str) -> None:
-    most = getattr(current(), setting.replace(".", "_"))
-    if got > most:
-        raise MediaLimitError("the clip is more than is read", limit=most, got=got, setting=setting)
-
-
-@contextmanager
-def _ffmpeg(what: str) -> Iterator[None]:
-    """Native errors become one of ours."""
-    try:
-        yield
-    except (av.error.FFmpegError, ValueError, OverflowError, IndexError, ZeroDivisionError, AttributeError) as error:
-        raise MediaDecodeError(f"{what} ({type(error).__name__})") from None
-    except MemoryError:
-        raise MediaLimitError("the clip needs more memory than there is", limit="memory", got="more",
-                              setting="video.max_frame_pixels") from None
