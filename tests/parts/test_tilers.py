@@ -145,9 +145,9 @@ def test_pillow_is_the_reference(height, width, threads):
     canvas = Image.new("RGB", (edge, edge), (122, 116, 104))
     canvas.paste(whole, ((edge - width) // 2, (edge - height) // 2))
     for size in ((336, 336), (37, 501), (1, 1), (height, 20), (20, width)):
-        for made, given in ((resize(whole, [size], "pillow"), whole),
-                            (resize(whole, [size], "pillow", edge, (122, 116, 104)), canvas)):
-            expected = numpy.array(given.resize(size[::-1], Image.Resampling.BICUBIC))
+        for made, source in ((resize(whole, [size], "pillow"), whole),
+                             (resize(whole, [size], "pillow", edge, (122, 116, 104)), canvas)):
+            expected = numpy.array(source.resize(size[::-1], Image.Resampling.BICUBIC))
             assert numpy.array_equal(planes(made[0]).permute(1, 2, 0), expected)
 
 
@@ -252,8 +252,13 @@ def test_onevision_as_transformers(height, width):
 @pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="torchvision resizes floats there")
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (1080, 1920), (2101, 2099)])
 def test_torch_gives_what_torchvision_gives(height, width, threads):
-    from transformers import (CLIPImageProcessor, LlavaImageProcessor, LlavaNextImageProcessor,
-                              LlavaOnevisionImageProcessor, SiglipImageProcessor)
+    from transformers import (
+        CLIPImageProcessor,
+        LlavaImageProcessor,
+        LlavaNextImageProcessor,
+        LlavaOnevisionImageProcessor,
+        SiglipImageProcessor,
+    )
 
     crop = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
     flat = {"size": {"height": 384, "width": 384}, "image_mean": HALF[0], "image_std": HALF[1]}

@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ TURNS = {2: Flip.FLIP_LEFT_RIGHT, 3: Flip.ROTATE_180, 4: Flip.FLIP_TOP_BOTTOM, 5
          6: Flip.ROTATE_270, 7: Flip.TRANSVERSE, 8: Flip.ROTATE_90}  # fmt: skip
 JPEG_PACE = 200e6  # pixels a second that one scan of a JPEG passes over, on a slow core
 GIF_FRAMES = 10_000  # not counted further
+LOADING = Lock()  # of images opened by others: the same one may be shown twice
 
 
 class Format(NamedTuple):
@@ -49,6 +51,7 @@ class Picture:
 
     def __init__(self, image: Image.Image, data: bytes = b"", source: Source = None) -> None:
         self._image, self._data, self._source = image, data, source
+        self._loading = Lock() if data else LOADING
         width, height = image.size
         check_size(height, width)
         self._turn = _turn(image)
@@ -56,12 +59,13 @@ class Picture:
         self.height, self.width = (width, height) if sideways else (height, width)
 
     def decode(self) -> Image.Image:
-        """Read the pixels -> upright RGB, transparency laid on white."""
+        """Read the pixels -> upright RGB, transparency laid on white; not to be written to."""
         with naming(self._source):
             return self._decode()
 
     def _decode(self) -> Image.Image:
-        _guard(self._image.load, "the pixels are cut off or damaged")
+        with self._loading:
+            _guard(self._image.load, "the pixels are cut off or damaged")
         if isinstance(self._image, PngImagePlugin.PngImageFile) and self._data:
             check_rows(self._data, self._image)
         rgb = _guard(lambda: _flatten(self._image), "the pixels cannot be turned into colours")
@@ -138,7 +142,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise MediaFormatError("pixels of mode F have no known range", hint="scale them to 8 bits first")
     if hole is None and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(clear, mask=clear.getchannel("A"))
