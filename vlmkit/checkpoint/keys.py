@@ -29,12 +29,14 @@ class Plan(NamedTuple):
     spare    stored, and known, but nothing here runs it: blocks behind the layer that is read, final norms
     unknown  stored, and no rule knows it
     unlike   one line for each of ours whose stored shape or kind differs
+    guess    what may be behind it, where that can be seen
     """
 
     pieces: dict[str, Piece]
     spare: list[str]
     unknown: list[str]
     unlike: list[str]
+    guess: str = ""
 
 
 class Table:
@@ -80,7 +82,25 @@ def compare(table: Table, stored: Mapping[str, Stored], wanted: Mapping[str, Ten
     for ours, piece in plan.pieces.items():
         if problem := _unlike([stored[name] for name in piece.names], piece.how, wanted[ours]):
             plan.unlike.append(f"{' + '.join(piece.names)} is {problem} as {ours}")
-    return plan
+    return plan._replace(guess=_guess(table, plan, stored, wanted))
+
+
+def _guess(table: Table, plan: Plan, stored: Mapping[str, Stored], wanted: Mapping[str, Tensor]) -> str:
+    """A prefix that a wrapper put before the names; matrices that lie the other way; another size of the model."""
+    for name in plan.unknown[:1]:
+        for at in [at for at, letter in enumerate(name, 1) if letter == "."]:
+            before = name[:at]
+            bare = [n.removeprefix(before) for n in plan.unknown if n.startswith(before)]
+            if len(bare) > 1 and all((found := table.ours(n)) and found[0] in {*wanted, None} for n in bare):
+                return f"{len(bare)} of these names are known without {before!r}: rename them"
+    matrices = [o for o, piece in plan.pieces.items() if wanted[o].ndim == 2 and piece.how != "stack"]
+    pairs = [(stored[plan.pieces[o].names[0]].shape, tuple(wanted[o].shape)) for o in matrices]
+    other = [(found, shape) for found, shape in pairs if found != shape]
+    if other and all(found == shape[::-1] for found, shape in other):
+        return "the matrices are transposed: some layouts store [in, out] where [out, in] is wanted"
+    if len(other) > 1 and len(other) * 2 > len(pairs):
+        return "these weights are of another size of the model: see decoder.size, or name their own folder"
+    return ""
 
 
 def join(parts: list[Tensor], how: str, shape: tuple[int, ...]) -> Tensor:
