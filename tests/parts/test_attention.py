@@ -113,3 +113,16 @@ def test_nothing_new_is_no_error() -> None:
     q, k, v = draw(0, 4, 2)
     for backend in (eager.Eager(), sdpa.Sdpa()):
         assert backend(q, k, v, torch.tensor([0, 0]), filled([2, 3], 2)).shape == (0, 4, HEAD)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 3, 700])
+@pytest.mark.parametrize("past", [0, 300])
+def test_masks_come_in_blocks(past: int, window: int | None) -> None:
+    """Long rows behind a past or with a window: no mask of all against all."""
+    count, found = 2 * sdpa.BLOCK + 9, []
+    q, k, v = draw(count, 4, 2)
+    for backend in (eager.Eager(), sdpa.Sdpa()):
+        cache = KVCache(torch.ones(1, 1400, 2, HEAD), torch.ones(1, 1400, 2, HEAD), torch.tensor([past]))
+        found.append(backend(q, k, v, torch.tensor([count]), cache, window))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)

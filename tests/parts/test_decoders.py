@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -224,3 +225,53 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_listing_imports_no_torch() -> None:
     code = "import sys, vlmkit.parts.decoders, vlmkit.parts.attention; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def step(decoder: transformer.Transformer) -> Tensor:
+    with torch.inference_mode():
+        return run(decoder, torch.arange(9), [5, 4])
+
+
+def test_layers_are_met_as_they_are() -> None:
+    """Without gradients blocks run without their modules: whatever happens to those must still count."""
+    decoder = build(family="qwen3")
+    first = step(decoder)
+    torch.testing.assert_close(run(decoder, torch.arange(9), [5, 4]), first)
+    mlp, attn = decoder.blocks[1].mlp, decoder.blocks[1].attn
+    with torch.no_grad():
+        mlp.up.weight.neg_()  # an optimiser's step
+    assert not torch.equal(turned := step(decoder), first)
+    mlp.up = torch.nn.Sequential(mlp.up)  # an adapter, a quantised layer
+    assert torch.equal(step(decoder), turned)
+    mlp.up[0].weight = torch.nn.Parameter(-mlp.up[0].weight)
+    assert torch.equal(step(decoder), first)
+    seen: list[Tensor] = []
+    hook = attn.register_forward_hook(lambda module, given, out: seen.append(out))
+    assert torch.equal(step(decoder), first)
+    assert [tuple(x.shape) for x in seen] == [(9, 32)]
+    hook.remove()
+    attn.o.register_forward_pre_hook(lambda module, given: (given[0] * 0,))
+    assert not torch.equal(step(decoder), first)
+
+
+def test_a_copy_and_a_cast_have_their_own_layers() -> None:
+    decoder = build()
+    before = step(decoder)
+    other = copy.deepcopy(decoder)
+    with torch.no_grad():
+        other.blocks[0].mlp.up.weight.zero_()
+    assert torch.equal(step(decoder), before)
+    assert not torch.equal(step(other), before)
+    assert step(other.bfloat16()).dtype == torch.bfloat16
+    assert set(decoder.state_dict()) == set(build().state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 4, 32, 33])
+def test_few_tokens_are_multiplied_the_other_way_round(tokens: int, dtype: torch.dtype) -> None:
+    x, weight, bias = torch.randn(tokens, 48), torch.randn(80, 48), torch.randn(80)
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    got, wanted = transformer.linear(x, weight, bias), x.double() @ weight.double().t() + bias
+    assert got.is_contiguous()
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2)

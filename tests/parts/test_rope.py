@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vlmkit.parts.decoders.rope import Rope, frequencies, grown, rotate
+from vlmkit.parts.decoders.rope import Rope, angles, frequencies, grown, rotate
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,6 @@ def test_dynamic_grows_the_base_with_the_length() -> None:
 
 
 def test_rotation_turns_halves() -> None:
-    angle = torch.tensor([[[math.pi / 2, 0.0]]])
-    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
-    got = rotate(x, angle.cos(), angle.sin())[0, 0]
+    turn = angles(torch.tensor([2]), torch.tensor([math.pi / 4, 0.0]), torch.float32)
+    got = rotate(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), *turn)[0, 0]
     assert got.tolist() == pytest.approx([-3, 2, 1, 4], abs=1e-6)  # the pair (1, 3) turned by a right angle

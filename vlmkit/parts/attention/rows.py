@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import torch
@@ -24,32 +25,28 @@ class Place(NamedTuple):
         return self.past + self.length
 
 
-def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> list[Place]:
+def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> tuple[Place, ...]:
     """The sequences that have tokens in this call, in order; a cache gets their keys and values.
 
     k, v [total, kv_heads, head]   lens [sequences]
     """
-    sequences = _places(lens, cache)
+    sequences = _places(tuple(lens.tolist()), None if cache is None else tuple(cache.lens.tolist()))
     if cache is not None:
         _write(cache, k, v, sequences)
     return sequences
 
 
-def _places(lens: Tensor, cache: KVCache | None) -> list[Place]:
-    """Where the sequences lie that have tokens in this call.   lens [sequences]"""
-    counts = lens.tolist()
-    past = cache.lens.tolist() if cache is not None else [0] * len(counts)
-    found, start = [], 0
-    for row, count in enumerate(counts):
-        if count:
-            found.append(Place(row, start, count, past[row]))
-        start += count
-    return found
+@lru_cache(maxsize=4)  # all layers of a forward ask for the same
+def _places(counts: tuple[int, ...], past: tuple[int, ...] | None) -> tuple[Place, ...]:
+    """Where the sequences lie that have tokens in this call."""
+    starts = accumulate(counts, initial=0)
+    found = zip(range(len(counts)), starts, counts, past or repeat(0), strict=False)
+    return tuple(Place(*one) for one in found if one[2])
 
 
-def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: list[Place]) -> None:
+def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: tuple[Place, ...]) -> None:
     """Put new keys and values behind what each cache row holds.   k, v [total, kv_heads, head]"""
-    rows, positions = _targets(tuple(sequences), cache.k.device)
+    rows, positions = _targets(sequences, cache.k.device)
     cache.k[rows, positions] = k
     cache.v[rows, positions] = v
 

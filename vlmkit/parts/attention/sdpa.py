@@ -13,6 +13,8 @@ from vlmkit.types import KVCache
 
 from .rows import Place, place, visible
 
+BLOCK = 512  # queries that a mask is made for at a time
+
 
 class Config(PartConfig):
     """No fields."""
@@ -31,7 +33,7 @@ class Sdpa:
             return fresh(q, k, v, [s.length for s in sequences], window)
         ones = [s for s in sequences if s.length == 1]
         if len(ones) == len(sequences):
-            return step(q, cache, tuple(ones), window)
+            return step(q, cache, sequences, window)
         out = torch.empty_like(q)
         if ones:
             at = [s.start for s in ones]
@@ -60,14 +62,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """
     count, end = q.shape[1], k.shape[1]
     group = q.shape[2] // k.shape[2]
-    if group > 1:
+    if group > 1 and not q.is_cpu:  # a GPU's kernel for float32 knows no groups, and then all scores are laid out
         k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-    plain = count == end and (window is None or window >= end)
-    mask = None if plain else visible(count, end, window, q.device)
-    out = scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=plain
-    )
-    return out.transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if count == end and (window is None or window >= end):
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1 and q.is_cpu)
+        return out.transpose(1, 2)
+    pieces, past = [], end - count
+    for at in range(past, end, BLOCK):  # no mask is ever larger than BLOCK rows
+        to = min(at + BLOCK, end)
+        seen = slice(0 if window is None else max(0, at + 1 - window), to)
+        mask = visible(to - at, to - seen.start, window, q.device)
+        pieces.append(scaled_dot_product_attention(
+            q[:, :, at - past : to - past], k[:, :, seen], v[:, :, seen], mask, enable_gqa=group > 1 and q.is_cpu
+        ))  # fmt: skip
+    return torch.cat(pieces, 2).transpose(1, 2)
 
 
 def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | None) -> Tensor:
@@ -76,7 +85,7 @@ def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | 
     Works on a view of the cache from the first row to the last; resting rows between are dropped after.
     """
     count, heads, head = q.shape
-    rows, mask = _view(sequences, window, q.device)
+    rows, mask = _view(sequences, window, q.device, q.dtype)
     first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
     k, v = (x[first:last, :longest].transpose(1, 2) for x in (cache.k, cache.v))
     if count < last - first:
@@ -88,8 +97,9 @@ def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | 
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
-def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows counted from the first [sequences], and which keys each of them sees: bool [rows, 1, 1, keys]"""
+def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device, dtype: torch.dtype
+          ) -> tuple[Tensor, Tensor | None]:
+    """Rows counted from the first [sequences], and what is added to scores: 0 or -inf [rows, 1, 1, keys]"""
     first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
     with torch.inference_mode(False):
         rows = torch.tensor([s.row - first for s in sequences], device=device)
@@ -98,9 +108,10 @@ def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device
         ends = torch.ones(last - first, dtype=torch.long, device=device)  # a resting row looks at one key
         ends[rows] = torch.tensor([s.end for s in sequences], device=device)
         key = torch.arange(longest, device=device)
-        mask = key < ends[:, None]
+        seen = key < ends[:, None]
         if window is not None:
-            mask &= key >= ends[:, None] - window
+            seen &= key >= ends[:, None] - window
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
         return rows, mask[:, None, None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -24,8 +25,14 @@ class Rope(BaseModel):
     original: int | None = Field(None, ge=1, description="llama3, dynamic: the context before stretching")
 
 
+@lru_cache(maxsize=16)  # asked at every step
 def frequencies(head: int, theta: float, rope: Rope, context: int, device: torch.device) -> Tensor:
     """Radians per position.   float32 [head / 2]"""
+    with torch.inference_mode(False):  # kept between calls, so it must also serve one that learns
+        return _frequencies(head, theta, rope, context, device)
+
+
+def _frequencies(head: int, theta: float, rope: Rope, context: int, device: torch.device) -> Tensor:
     exponent = torch.arange(0, head, 2, dtype=torch.int64, device=device).float() / head
     waves = 1.0 / theta**exponent
     if rope.type == "linear":
@@ -50,7 +57,13 @@ def grown(head: int, theta: float, rope: Rope, context: int, ends: Tensor) -> Te
     return 1.0 / (theta * times ** (head / (head - 2)))[:, None] ** exponent
 
 
+def angles(positions: Tensor, waves: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine as `rotate` takes them.   [total], [head / 2] or [total, head / 2] -> [total, 1, head] each"""
+    both = torch.cat((-waves, waves), -1)  # a cosine does not mind the sign, and the first half's sine wants it
+    turned = (positions.float()[:, None] * both)[:, None]
+    return turned.cos().to(dtype), turned.sin().to(dtype)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + head / 2).   x [total, heads, head]   cos, sin [total, 1, head / 2]"""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    """Turn each pair (i, i + head / 2).   x [total, heads, head]   cos, sin [total, 1, head] as from `angles`"""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

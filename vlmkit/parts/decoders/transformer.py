@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache as remember
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,10 @@ from vlmkit.contracts import AttentionBackend, PartConfig
 from vlmkit.errors import ContextLengthError, ShapeError
 from vlmkit.types import KVCache
 
-from .rope import Rope, frequencies, grown, rotate
+from .bare import Bare
+from .rope import Rope, angles, frequencies, grown, rotate
+
+FEW = 32  # tokens that a CPU multiplies the other way round
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
     "llama": {},
@@ -97,6 +101,18 @@ def _block(size: object) -> dict[str, Any]:
     raise ValidationError.from_exception_data("size", [{"type": problem, "loc": ("size",), "input": size}])
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[tokens, ins] -> [tokens, outs]
+
+    On a CPU a few tokens go the other way round: libraries block by rows of the left matrix, and few is badly blocked.
+    """
+    few = 1 if x.dtype == torch.bfloat16 else 3  # up to here the usual way reads the weights as fast as memory gives
+    if not (x.is_cpu and few < len(x) <= FEW):
+        return F.linear(x, weight, bias)
+    y = torch.mm(weight, x.t()).t()
+    return (y if bias is None else y + bias).contiguous()
+
+
 class Linear(nn.Linear):
     """A linear layer that starts from a normal distribution."""
 
@@ -108,6 +124,10 @@ class Linear(nn.Linear):
         nn.init.normal_(self.weight, std=self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, ins] -> [tokens, outs]"""
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -126,7 +146,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.shape, self.eps = (width,), eps
         self.weight = nn.Parameter(torch.empty(width))
         self.reset_parameters()
 
@@ -135,8 +155,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same"""
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return F.rms_norm(x, self.shape, None, self.eps) * self.weight
 
 
 class Attention(nn.Module):
@@ -150,8 +169,8 @@ class Attention(nn.Module):
         self.k = Linear(config.width, narrow, std=std, bias=config.bias)
         self.v = Linear(config.width, narrow, std=std, bias=config.bias)
         self.o = Linear(wide, config.width, std=std / (2 * config.layers) ** 0.5)
-        self.q_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
-        self.k_norm = RMSNorm(config.head, config.eps) if config.norms else nn.Identity()
+        self.q_norm = RMSNorm(config.head, config.eps) if config.norms else None
+        self.k_norm = RMSNorm(config.head, config.eps) if config.norms else None
         own = copy.deepcopy(attention)  # one for each block: what passes through it has a place in the tree
         if isinstance(weights := getattr(own, "weights", None), nn.Module):
             self.weights = weights
@@ -159,8 +178,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         """[total, width] -> the same"""
-        q, k, v = (layer(x).unflatten(-1, (-1, self.head)) for layer in (self.q, self.k, self.v))
-        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        shape = len(x), -1, self.head
+        q, k, v = self.q(x).view(shape), self.k(x).view(shape), self.v(x).view(shape)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *turn), rotate(k, *turn)
         return self.o(self.attend(q, k, v, lens, cache, self.window).flatten(1))  # type: ignore[no-any-return]
 
 
@@ -202,10 +224,12 @@ class Transformer(nn.Module):
     def __init__(self, config: Config, attention: AttentionBackend) -> None:
         super().__init__()
         self.config, self.width, self.vocab, self.context = config, config.width, config.vocab, config.context
+        self.steady = config.rope.type != "dynamic"  # a position's key does not change with the sequence's length
         std = (2 / (5 * config.width)) ** 0.5  # Nguyen and Salazar 2019; about 0.02 at width 1024
         self.embed = Embedding(config.vocab, config.width, std=std)
         self.blocks = nn.ModuleList(Block(config, attention, std) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
+        self._plain: Bare | None = None
         if not config.tied:
             self.head = Linear(config.width, config.vocab, std=std)
 
@@ -224,7 +248,7 @@ class Transformer(nn.Module):
         """[total, width] -> [total, width], normalised"""
         past = self._check(x, lens, cache)
         turn = self._turn(lens, past, x)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks if torch.is_grad_enabled() else self._bare()):
             x = block(x, lens, turn, None if cache is None else cache[i])
         if cache is not None:
             cache[0].lens.add_(lens)
@@ -232,35 +256,42 @@ class Transformer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """[any, width] -> [any, vocab], float32"""
-        return F.linear(x, self.embed.weight if self.config.tied else self.head.weight).float()
+        return linear(x, self.embed.weight if self.config.tied else self.head.weight).float()
+
+    def _bare(self) -> Iterable[Callable[..., Tensor]]:
+        """The blocks, without what a module's call costs; with it while somebody watches."""
+        if self._plain is None or not self._plain.holds:
+            self._plain = Bare(self.blocks, (Block, Attention, MLP, RMSNorm, Linear))
+        return self._plain.blocks if self._plain.holds else self.blocks
 
     def _check(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None) -> Tensor:
         """How many positions each sequence already has."""
-        if int(lens.sum()) != x.shape[0]:
-            raise ShapeError(f"lens sum to {int(lens.sum())} but there are {x.shape[0]} tokens")
+        counts = lens.tolist()
+        if sum(counts) != len(x):
+            raise ShapeError(f"lens sum to {sum(counts)} but there are {len(x)} tokens")
         if cache is None:
             return torch.zeros_like(lens)
-        if cache[0].lens.shape != lens.shape:
-            rows = len(cache[0].lens)
-            raise ShapeError(f"{len(lens)} lens for a cache of {rows} rows; 0 leaves a row alone")
-        longest, capacity = int((cache[0].lens + lens).max()), cache[0].k.shape[1]
-        if longest > capacity:
+        past, capacity = cache[0].lens.tolist(), cache[0].k.shape[1]
+        if len(past) != len(counts):
+            raise ShapeError(f"{len(counts)} lens for a cache of {len(past)} rows; 0 leaves a row alone")
+        if (longest := max(map(add, past, counts), default=0)) > capacity:
             text = f"a sequence of {longest} tokens does not fit a cache of {capacity}"
             raise ContextLengthError(text, limit=capacity, got=longest)
         return cache[0].lens
 
     def _turn(self, lens: Tensor, past: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every token's position.   [total, 1, head / 2] each, in the dtype of `like`"""
+        """Cosine and sine of every token's position, as `rotate` takes them.   [total, 1, head], dtype of `like`"""
         config, device = self.config, like.device
-        start = (past - lens.cumsum(0) + lens).repeat_interleave(lens)
-        positions = (torch.arange(len(start), device="cpu") + start).to(device)
+        if len(like) == len(lens) == int(lens.count_nonzero()):  # a token for everybody
+            positions, ends = past, past + 1
+        else:
+            start = (past - lens.cumsum(0) + lens).repeat_interleave(lens)
+            positions, ends = torch.arange(len(start), device="cpu") + start, (past + lens).repeat_interleave(lens)
         if config.rope.type == "dynamic":
-            ends = (past + lens).repeat_interleave(lens).to(device)
-            waves = grown(config.head, config.theta, config.rope, config.context, ends)
+            waves = grown(config.head, config.theta, config.rope, config.context, ends.to(device))
         else:
             waves = frequencies(config.head, config.theta, config.rope, config.context, device)
-        angles = (positions.float()[:, None] * waves)[:, None]
-        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        return angles(positions.to(device), waves, like.dtype)
 
 
 def build(config: Config, *, attention: AttentionBackend) -> Transformer:
