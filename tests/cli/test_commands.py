@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from vlmkit.cli.main import main
@@ -74,6 +75,11 @@ def test_plugins_and_doctor(said: Any) -> None:
     assert {row["plugin"] for row in said("plugins", "--json")["plugins"]} >= {"vlmkit.towers", "vlmkit.cli"}
     health = said("doctor", "--json")
     assert health["attention"]["sdpa"] == "usable"
+    assert re.fullmatch(r"usable, takes (flash|varlen|sdpa)", health["attention"]["auto"])
+    if not torch.cuda.is_available():
+        assert health["attention"]["varlen"] == "not usable: needs a CUDA device, and this is cpu"
+    assert health["cpu"].keys() == {"bfloat16", "float16"}
+    assert all(ratio > 0 for one in health["cpu"].values() for ratio in one.values())
     assert health["versions"]["torch"]
     assert health["broken"] == []
     assert "cpu" in said("doctor")

@@ -22,10 +22,11 @@ def vlmkit_commands(commands: Any) -> None:
     from .parts import parts
     from .plugins import plugins
     from .presets import presets
+    from .quality import quality
     from .show import show
     from .tokens import tokens
     from .train import train
 
-    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, import_, export, train,
-                    doctor, limits):  # fmt: skip
+    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, quality, import_,
+                    export, train, doctor, limits):  # fmt: skip
         commands.command(command.__name__.rstrip("_"))(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,20 @@ def doctor(json: Json = False) -> None:
         devices = _devices()
     versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),
                 **{name: _version(name) for name in PACKAGES}}  # fmt: skip
-    backends = {entry.name: _usable(entry) for entry in vlmkit.parts("attention")}
+    backends, halves = _attention(devices), _halves()
     manager = default()
     broken = [b._asdict() for b in manager.broken]
     formats = {entry.name: entry.summary for entry in vlmkit.parts("format")}
     if json:
-        return console.document({"versions": versions, "devices": devices, "attention": backends, "formats": formats,
-                                 "hub": _hub(), "plugins": manager.packages, "broken": broken})  # fmt: skip
+        return console.document({"versions": versions, "devices": devices, "cpu": halves, "attention": backends,
+                                 "formats": formats, "hub": _hub(), "plugins": manager.packages,
+                                 "broken": broken})  # fmt: skip
     console.columns([(name, version or "not installed") for name, version in versions.items()], ("versions", ""))
     print()
     console.columns([(d["device"], d["name"], console.amount(d["memory"])) for d in devices], ("devices", "", ""))
+    print()
+    console.columns([(name, f"{x['matrix']:.1f}x float32 in prompts, {x['vector']:.1f}x in single tokens")
+                     for name, x in halves.items()], ("speed on the cpu", ""))  # fmt: skip
     print()
     console.columns(backends.items(), ("attention", ""))
     print()
@@ -74,13 +79,48 @@ def _hub() -> dict[str, str]:
             "token": "set" if get_token() else "none, which public models do not need"}  # fmt: skip
 
 
-def _usable(entry: Any) -> str:
-    """Can it be built here?"""
+def _attention(devices: list[dict[str, Any]]) -> dict[str, str]:
+    """What each backend says of the first GPU and bfloat16; without a GPU, of the CPU and float32."""
+    import torch
+
+    from vlmkit.model.assemble import HEAD
+    from vlmkit.parts.attention.auto import best
+
+    gpu = next((d["device"] for d in devices if d["device"] != "cpu"), None)
+    device, dtype = torch.device(gpu or "cpu"), torch.bfloat16 if gpu else torch.float32
+    found = {entry.name: _usable(entry, device, dtype, HEAD) for entry in vlmkit.parts("attention")}
+    taken = type(best(device, dtype, HEAD)).__module__.rpartition(".")[2]
+    return {name: f"{text}, takes {taken}" if name == "auto" else text for name, text in found.items()}
+
+
+def _usable(entry: Any, *place: Any) -> str:
+    """Can it be built, and serve there?   place: device, dtype, width of a head"""
     try:
-        entry.build(entry.config())
+        ask = getattr(entry.build(entry.config()), "unfit", None)
+        why = ask and ask(*place)
     except Exception as error:
-        return f"not usable: {error}"
-    return "usable"
+        why = error
+    return f"not usable: {why}" if why else "usable"
+
+
+def _halves() -> dict[str, dict[str, float]]:
+    """How many times as fast as float32 a linear layer is on this CPU, for 128 rows and for one."""
+    import torch
+    from torch.nn.functional import linear
+
+    def seconds(dtype: Any, rows: int) -> float:
+        x, weight = (torch.full((n, 1024), 0.5, dtype=dtype) for n in (rows, 4096))
+        spent = []
+        for _ in range(4):  # the first one prepares
+            start = time.perf_counter()
+            linear(x, weight)
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    whole = {rows: seconds(torch.float32, rows) for rows in (128, 1)}
+    return {str(dtype).removeprefix("torch."): {name: round(whole[rows] / seconds(dtype, rows), 2)
+                                                for name, rows in (("matrix", 128), ("vector", 1))}
+            for dtype in (torch.bfloat16, torch.float16)}  # fmt: skip
 
 
 def _version(package: str) -> str | None:
