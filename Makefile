@@ -1,6 +1,7 @@
 # make demo    a trained model answers questions about pictures and a clip
 # make test    everything that is tested, in a few minutes
 # make lint    ruff and mypy
+# make bench   vlmkit and transformers side by side, written to docs/benchmarks.md; GPU=1 on a GPU, QUICK=1 in minutes
 # make vllm    a real vLLM answers with our tokens; makes .venv-vllm, some gigabytes
 # make clean   removes what make made
 #
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 /
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint vllm clean
+.PHONY: demo test lint bench vllm clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -26,6 +27,9 @@ test: .venv/ready-dev
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/ready-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(GPU),--device cuda)
 
 vllm: .venv/ready-dev .venv-vllm/ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/opt_in/vllm_same.py .venv-vllm/bin/python

@@ -11,6 +11,7 @@ A floor is the larger of two times: FLOPs at the measured matrix rate, bytes at 
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -61,7 +62,7 @@ def measure(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Machine:
     return Machine(flops, wide.nbytes / min(seconds), name)
 
 
-def best(work: Callable[[], Any], device: str, tries: int = 7) -> float:
+def best(work: Callable[[], Any], device: str, tries: int = 15) -> float:
     """Seconds of the fastest try."""
     work()
     found = []
@@ -104,7 +105,8 @@ def tile_flops(tower: Any) -> int:
 
 
 if __name__ == "__main__":
+    place = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     for kind in (torch.float32, torch.bfloat16):
-        for place in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-            found = measure(kind, place)
-            print(f"{place} ({found.name}), {kind}: {found.flops / 1e9:.0f} GFLOP/s, {found.read / 1e9:.1f} GB/s")
+        found = measure(kind, place)
+        print(f"{str(kind).removeprefix('torch.')} on {found.name}: {found.flops / 1e9:.0f} GFLOP/s, "
+              f"{found.read / 1e9:.1f} GB/s read")
