@@ -233,6 +233,24 @@ def test_a_step_that_runs_out_of_memory_ends_the_newest(model: Speaker, alone: l
     assert again.ids == alone[2]
 
 
+def test_a_step_that_fails_late_is_done_again(model: Speaker, alone: list[list[int]],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, Reader())
+    first, second = (engine.submit(user(text), asked()) for text in TEXTS[:2])
+    for _ in range(3):
+        engine.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "logits", lambda hidden: hidden @ hidden)
+        engine.step()
+    assert (second.finish, second.ids) == ("error", alone[1][:3])
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "logits", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    run(engine)
+    assert first.ids == alone[0]
+
+
 def test_a_cache_that_cannot_grow_ends_the_newest(model: Speaker, alone: list[list[int]]) -> None:
     """The others read again what they know and go on."""
     engine = Engine(model, Reader())

@@ -8,31 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from threading import Condition
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ContextLengthError, PromptError, ShapeError
+from ..errors import ContextLengthError, PromptError
 from ..model.features import FeatureCache, key
 from ..types import Batch
+from .forward import Piece, encode, forward
 from .needs import Model, Processor
 from .request import Finish, Options, Request
 from .rows import Rows, state
 from .sample import draw
 from .text import Writer
-
-
-class Piece(NamedTuple):
-    """What one request brings to a step: `length` tokens behind those that are in the cache."""
-
-    request: Request
-    length: int
-
-    @property
-    def last(self) -> bool:
-        """Whether nothing that is known follows, so that the next token can be chosen."""
-        return self.request.done + self.length == len(self.request.tokens)
 
 
 class Engine:
@@ -99,7 +88,8 @@ class Engine:
     def step(self) -> list[Request]:
         """One token for everybody whose prompt is read. Returns those with news; the finished ones have left.
 
-        An error ends the request that caused it, or, where that is not known, the newest of the step.
+        An error ends the request that caused it. Where that is not known, as when memory runs out, it ends the newest
+        of the step, and the others try again.
         """
         news = self._leave()
         try:
@@ -108,15 +98,18 @@ class Engine:
         except Exception as error:
             return [*news, self._restart(error)]
         with self._still():
-            if reading := [p.request for p in pieces if p.request.done < len(p.request.prompt.ids)]:
+            if reading := [p.request for p in pieces if p.request.done < p.request.start]:
                 news += self._see(reading)
                 pieces = [piece for piece in pieces if not piece.request.finish]
             if not pieces:
                 return news
             speaking = [piece.request for piece in pieces if piece.last]
             try:
-                logits = self._forward(pieces)
-            except Exception as error:  # out of memory, most likely: the others try again without the newest
+                logits = forward(self.model, self.rows, pieces)[:, : self.processor.tokenizer.size]
+            except BaseException as error:
+                self.rows.rewind(self.running)
+                if not isinstance(error, Exception):
+                    raise
                 newest = max((piece.request for piece in pieces), key=self.running.index)
                 self._end(newest, "error", error)
                 return [*news, newest]
@@ -178,65 +171,17 @@ class Engine:
         """Encode what new requests show, in one call; where that fails, one by one. Returns those that failed."""
         fresh = [r for r in reading if r.seen is None and len(r.prompt.slots) and r.prompt.slots[-1] >= r.done]
         try:
-            self._encode(fresh)
+            encode(self.model, self.rows, fresh, self.features)
             return []
         except Exception:
             failed = []
             for request in fresh:
                 try:
-                    self._encode([request])
+                    encode(self.model, self.rows, [request], self.features)
                 except Exception as error:
                     self._end(request, "error", error)
                     failed.append(request)
             return failed
-
-    def _encode(self, requests: Sequence[Request]) -> None:
-        starts = [self.rows.held(request) for request in requests]
-        visuals = [v for r, (first, _) in zip(requests, starts, strict=True) for v in r.prompt.visuals[first:]]
-        if not visuals:
-            return
-        encoded = iter(self.model.encode(visuals, self.features))
-        for request, (first, skip) in zip(requests, starts, strict=True):
-            own = [next(encoded) for _ in request.prompt.visuals[first:]]
-            given, wanted = sum(map(len, own)) - skip, int((request.prompt.slots >= request.done).sum())
-            if given != wanted:
-                raise ShapeError(f"{wanted} slots but {given} visual tokens ({[len(tokens) for tokens in own]}); "
-                                 "the prompt was planned with another packer than the model's")
-            self.rows.shown(request, first, [len(tokens) for tokens in own])
-            request.seen = (own[0] if len(own) == 1 else torch.cat(own))[skip:]
-
-    def _forward(self, pieces: Sequence[Piece]) -> Tensor:
-        """Run the row; the logits of those whose prompt is read, nobody looks at others.   [speaking, vocab]"""
-        ids: list[int] = []
-        slots: list[Tensor] = []
-        seen: list[Tensor] = []
-        ends: list[int] = []
-        lens = [0] * len(self.rows.rows)
-        for request, length in pieces:
-            start = request.done
-            if request.seen is not None:
-                prompt = request.prompt.slots
-                first, last = torch.searchsorted(prompt, torch.tensor([start, start + length])).tolist()
-                before = len(prompt) - len(request.seen)
-                slots.append(prompt[first:last] + (len(ids) - start))
-                seen.append(request.seen[first - before : last - before])
-            ids += request.tokens[start : start + length]
-            lens[request.row] = length
-            if start + length == len(request.tokens):
-                ends.append(len(ids) - 1)
-        given = torch.tensor(ids, device=self._device)
-        if seen:
-            x = self.model.splice(given, torch.cat(slots).to(self._device), seen)
-        else:
-            x = self.model.decoder.embed(given)
-        hidden = self.model.decoder(x, torch.tensor(lens), self.rows.cache)
-        for request, length in pieces:
-            request.done += length
-            if request.done >= len(request.prompt.ids):
-                request.seen = None
-        if not ends:
-            return hidden[:0]
-        return self.model.logits(hidden if len(ends) == len(ids) else hidden[ends])[:, : self.processor.tokenizer.size]
 
     def _choose(self, speaking: Sequence[Request], logits: Tensor) -> None:
         """The next token of each, and what follows; an error in one is that one's.   logits [speaking, vocab]"""
@@ -276,10 +221,6 @@ class Engine:
             for module in self._learning:
                 module.training = True
 
-    @property
-    def _device(self) -> torch.device:
-        return self.rows.cache[0].k.device
-
     def _request(self, prompt: Batch, options: Options, until: float) -> Request:
         """A request that can be answered, or an error that says why not."""
         if len(prompt.lens) != 1 or not len(prompt.ids):
@@ -287,14 +228,14 @@ class Engine:
         stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)
         keys = prompt.ids.index_fill(0, prompt.slots, -1)
         return Request(
-            prompt, options, self._limit(prompt, options),
+            prompt, options, len(prompt.ids), self._reach(prompt, options),
             frozenset(() if options.ignore_eos else self.processor.stop_ids),
             Writer(self.processor.tokenizer.decode, stops), until, prompt.ids.tolist(), options.sampling.generator(),
             keys, [key(visual) for visual in prompt.visuals] if self.reuse else [],
         )  # fmt: skip
 
-    def _limit(self, prompt: Batch, options: Options) -> int:
-        """How many tokens the answer may have: what was asked for, as far as the decoder and the memory reach."""
+    def _reach(self, prompt: Batch, options: Options) -> int:
+        """Where the answer must end: with what was asked for, or where the decoder or the memory ends."""
         length, context = len(prompt.ids), int(self.model.decoder.context)
         reach, what = context, f"the decoder reads {context}"
         if self.rows.reach < context:
@@ -305,4 +246,4 @@ class Engine:
                 f"{what} and one must be left for the answer",
                 hint="fewer pictures or frames, smaller pictures, or a shorter text", limit=reach, got=length,
             )  # fmt: skip
-        return min(options.max_new_tokens, reach - length)
+        return min(length + options.max_new_tokens, reach)

@@ -70,7 +70,8 @@ class Request:
 
     prompt: Batch
     options: Options
-    limit: int  # tokens the answer may have
+    start: int  # where the answer starts: tokens of the prompt
+    reach: int  # where it must end: as long may the request's row of the cache become
     stop_ids: frozenset[int]
     writer: Writer
     until: float  # on the clock of time.monotonic
@@ -92,17 +93,12 @@ class Request:
     @property
     def ids(self) -> list[int]:
         """The answer's tokens."""
-        return self.tokens[len(self.prompt.ids) :]
+        return self.tokens[self.start :]
 
     @property
     def drawn(self) -> bool:
         """Whether the next token is more than the best one."""
         return self.generator is not None or self.options.sampling.repetition_penalty != 1
-
-    @property
-    def reach(self) -> int:
-        """How long its row of the cache may become."""
-        return len(self.prompt.ids) + self.limit
 
     def cancel(self) -> None:
         """Leave at the next step, with what was said so far."""
@@ -141,5 +137,5 @@ class Request:
         """The finished answer; raises what went wrong."""
         if self.finish is None or self.finish == "error":
             raise self.error or VlmkitError("the answer is not finished", hint="step the engine on")
-        prompt, visual = len(self.prompt.ids), len(self.prompt.slots)
-        return Generation(self.writer.text, self.ids, self.logprobs, prompt, visual, self.finish)
+        visual = len(self.prompt.slots)
+        return Generation(self.writer.text, self.ids, self.logprobs, self.start, visual, self.finish)

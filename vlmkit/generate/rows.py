@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
@@ -129,6 +130,11 @@ class Rows:
         else:
             row.keys, row.visuals, row.weights = nothing(), [], None
             self.lens[at] = 0
+
+    def rewind(self, requests: Sequence[Request]) -> None:
+        """Forget what a step wrote that did not end well."""
+        for request in requests:
+            self.lens[request.row] = request.done
 
     def reserve(self, needed: int) -> None:
         """Make the rows `needed` positions long: then twice as long, where a request may come to need that."""
