@@ -82,11 +82,11 @@ def ready(folder: Path, seconds: int, every: int) -> Path:
 
 
 def sides(path: Path, frames: int, codec: type | None) -> dict[str, Side]:
-    """Each from a path to [frames, height, width, 3] uint8."""
+    """Each from a path to what its processor takes: pictures, or [frames, height, width, 3] uint8."""
     sampler = Config(frames=frames).build()
 
-    def vlmkit() -> np.ndarray:
-        return np.stack([np.asarray(frame) for frame in read_clip(path, sampler)[0]])
+    def vlmkit() -> list[Image.Image]:
+        return read_clip(path, sampler)[0]
 
     def torchcodec(threads: int) -> np.ndarray:
         decoder = codec(str(path), dimension_order="NHWC", num_ffmpeg_threads=threads)
@@ -105,8 +105,8 @@ def sides(path: Path, frames: int, codec: type | None) -> dict[str, Side]:
             "every frame, all threads": everything}
 
 
-def same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    np.testing.assert_array_equal(ours, theirs)
+def same(ours: list[Image.Image], theirs: np.ndarray) -> None:
+    np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in ours]), theirs)
 
 
 def their_decoder() -> type | None:

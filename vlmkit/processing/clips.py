@@ -25,6 +25,7 @@ from .pictures import look, open_picture
 from .streams import Budget, Opened, bound, open_stream, scan, walk
 
 AHEAD = 256 << 20  # bytes of pictures that threads may have ready before their turn
+TURNS = Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM  # as in Turn
 
 
 class Frames:
@@ -189,11 +190,12 @@ class Clip(Frames):
         if (frame.width, frame.height) != self._size:
             raise MediaDecodeError(f"frames of different sizes: number {at} is {frame.height} x {frame.width}, the "
                                    f"first {self._size[1]} x {self._size[0]}")
-        pixels = frame.to_ndarray(format="rgb24")
-        if self._turn.swap:
-            pixels = pixels.transpose(1, 0, 2)
-        pixels = pixels[:: -1 if self._turn.down else 1, :: -1 if self._turn.across else 1]
-        return Image.fromarray(np.ascontiguousarray(pixels))
+        plane = frame.reformat(format="rgb24").planes[0]
+        size = frame.width, frame.height
+        picture = Image.frombuffer("RGB", size, plane, "raw", "RGB", plane.line_size, 1)  # a copy, without the padding
+        for turned, how in zip(self._turn, TURNS, strict=True):
+            picture = picture.transpose(how) if turned else picture
+        return picture
 
 
 def probe(source: Any, fps: float = 1.0) -> Frames:
