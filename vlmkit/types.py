@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .errors import ShapeError
@@ -39,6 +40,16 @@ class Features(NamedTuple):
     def of_map(cls, grid: Tensor) -> Features:
         """[tiles, width, rows, cols] -> Features"""
         return cls(grid.flatten(2).transpose(1, 2), grid.shape[2], grid.shape[3])
+
+    @classmethod
+    def collect(cls, turns: Iterator[Features], tiles: int) -> Features:
+        """Some tiles after the others to all of them, in memory of their own from the first turn on."""
+        first = next(turns)
+        tokens, done = first.tokens.new_empty(tiles, *first.tokens.shape[1:]), 0
+        for turn in chain([first], turns):
+            tokens[done : done + len(turn.tokens)] = turn.tokens
+            done += len(turn.tokens)
+        return first._replace(tokens=tokens)
 
 
 class Layout(NamedTuple):

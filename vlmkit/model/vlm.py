@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ShapeError
+from ..limits import MiB
 from ..types import Batch, Features, KVCache, Layout, Visual
 from .features import FeatureCache, usable
 
 if TYPE_CHECKING:
     from ..contracts import Decoder, Packer, Projector, Tiler, VideoSampler, VisionTower
+
+ROOM, CPU_ROOM = 1024 * MiB, 64 * MiB  # of what lies between a projector's layers; a CPU has it in its caches
 
 
 class Stream(nn.Module):
@@ -99,7 +103,7 @@ class VLM(nn.Module):
         stream = self.stream(kind)
         _, tower = self.part(kind, "tower")
         pixels = torch.cat([v.pixels for v in visuals]) if len(visuals) > 1 else visuals[0].pixels
-        features: Features = tower(pixels.to(next(tower.parameters()).device))
+        features: Features = tower(pixels.to(next(tower.parameters(), pixels).device))
         features = features._replace(tokens=stream.features(features.tokens))
         return self.pack(kind, features, [v.layout for v in visuals])
 
@@ -114,4 +118,14 @@ class VLM(nn.Module):
                 raise ShapeError(f"the tower sees exactly {exact} frames together; this is {found}",
                                  where=section, hint=hint)
         _, project = self.part(kind, "projector")
-        return self.stream(kind).packer(features, layouts, project, dict(self.separators.items()))
+        return self.stream(kind).packer(features, layouts, partial(_project, project, self.decoder.width),
+                                        dict(self.separators.items()))
+
+
+def _project(project: Projector, width: int, features: Features) -> Features:
+    """Some tiles after the others: between its layers a projector needs several times what it gives."""
+    tokens = features.tokens
+    room = (CPU_ROOM if tokens.device.type == "cpu" else ROOM) // (4 * width * tokens.itemsize * tokens.shape[1])
+    if torch.is_grad_enabled() or tokens.is_meta or len(tokens) <= (most := max(1, room)):
+        return project(features)
+    return Features.collect((project(features._replace(tokens=some)) for some in tokens.split(most)), len(tokens))

@@ -16,6 +16,7 @@ from vlmkit.errors import ShapeError
 from vlmkit.types import Features, Layout
 
 SLACK = 1.1  # maps up to this much larger than the budget (along one edge) stay; the released models learned so
+CHANNELS = 512  # shrunk at a time, which needs less memory
 
 
 class Config(PartConfig):
@@ -50,14 +51,20 @@ class AnyRes(nn.Module):
         if not layout.rows or not layout.cols:  # the whole picture is all there is; a clip's frames come like this too
             whole = features.tokens.flatten(0, 1)
             return whole if newline is None else torch.cat([whole, newline[None]])
-        grid = assemble(features, layout)
-        if self.config.unpad:
-            grid = unpad(grid, layout)
-        if self.config.budget is not None:
-            grid = shrink(grid, self.config.budget * features.rows * features.cols)
+        flat, each = features.tokens.flatten(0, 1), features.tokens.shape[1]
+        here = torch.arange(len(flat), device=flat.device)
+        grid = assemble(features._replace(tokens=here.view(-1, each, 1)), layout)  # where each token of the map lies
+        grid = (unpad(grid, layout) if self.config.unpad else grid)[..., 0]
+        most = (self.config.budget or math.inf) * features.rows * features.cols
+        if size := smaller(*grid.shape, most):
+            flat = torch.cat([flat[:each], shrink(flat[grid], size).flatten(0, 1)])
+            grid = torch.arange(each, len(flat), device=flat.device).view(size)
         if newline is not None:
-            grid = torch.cat([grid, newline.expand(len(grid), 1, -1)], dim=1)
-        return torch.cat([features.tokens[0], grid.flatten(0, 1)])
+            grid = F.pad(grid, (0, 1))
+        packed = flat.index_select(0, torch.cat([here[:each], grid.flatten()]))  # the one copy that is made
+        if newline is not None:
+            packed[each:].view(*grid.shape, -1)[:, -1] = newline
+        return packed
 
 
 def assemble(features: Features, layout: Layout) -> Tensor:
@@ -78,15 +85,17 @@ def unpad(grid: Tensor, layout: Layout) -> Tensor:
     return grid[:, edge : cols - edge]
 
 
-def shrink(grid: Tensor, most: float) -> Tensor:
-    """Bilinear, not antialiased, to at most about `most` tokens.   [rows, cols, out] -> [rows', cols', out]"""
-    rows, cols = grid.shape[:2]
+def smaller(rows: int, cols: int, most: float) -> tuple[int, int] | None:
+    """The size that a map of more than about `most` tokens shrinks to."""
     times = math.sqrt(rows * cols / most)
-    if times <= SLACK:
-        return grid
-    size = max(1, int(rows // times)), max(1, int(cols // times))
-    planes = grid.permute(2, 0, 1)[None].contiguous()  # torch adds in another order when channels come last
-    return F.interpolate(planes, size, mode="bilinear")[0].permute(1, 2, 0)
+    return None if times <= SLACK else (max(1, int(rows // times)), max(1, int(cols // times)))
+
+
+def shrink(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, not antialiased.   [rows, cols, out] -> [*size, out]"""
+    planes = (some.permute(2, 0, 1)[None].contiguous() for some in grid.split(CHANNELS, dim=2))
+    # channels come first: torch adds in another order when they come last
+    return torch.cat([F.interpolate(some, size, mode="bilinear")[0].permute(1, 2, 0) for some in planes], dim=2)
 
 
 def build(config: Config, *, width: int, out: int) -> AnyRes:

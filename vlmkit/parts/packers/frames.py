@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from vlmkit.contracts import PartConfig, Projector
 from vlmkit.types import Features, Layout
 
+TURN = 8  # frames at a time: before they are pooled they take several times the memory
+
 
 class Config(PartConfig):
     """How a frame shrinks, and where separators stand."""
@@ -40,7 +42,8 @@ class Frames(nn.Module):
                 separators: Mapping[str, Tensor]) -> list[Tensor]:
         """[frames of all, tokens, width] -> one [tokens, out] for each visual; pooling drops prefix tokens"""
         first, then = (self.shrink, project) if self.config.when == "before" else (project, self.shrink)
-        features = then(first(features))
+        turns = [then(first(features._replace(tokens=some))) for some in features.tokens.split(TURN)]
+        features = turns[0]._replace(tokens=torch.cat([turn.tokens for turn in turns]))
         newline = separators["newline"].to(features.tokens) if self.separators else None
         tokens = separate(features, newline, self.config.newline)
         clips = [frames.flatten(0, 1) for frames in torch.split(tokens, [layout.tiles for layout in layouts])]

@@ -24,6 +24,7 @@ Scalar = bool | int | float | str | None
 _CLOSED = {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices"}
 _MOST = 16_384  # of any number in `options`
 _BLOCKS = 512  # of one that counts blocks: a preset must not build them without end
+_SHARE = 1 / 16  # of the activations that a CPU holds at once: what its caches hold is soon used again
 _LIVE = 16  # tensors of one block's output size alive at once: residual, norm, q k v, attention, two of MLP width
 
 
@@ -96,11 +97,11 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Features:
         """uint8 [tiles, 3, side, side] -> tokens [tiles, prefix + rows * cols, width]"""
         dtype = next(self.vit.parameters()).dtype
-        most = max(1, int(self.room / dtype.itemsize) // self.frames) * self.frames
+        room = self.room / dtype.itemsize * (_SHARE if pixels.device.type == "cpu" else 1)
+        most = max(1, int(room) // self.frames) * self.frames
         if torch.is_grad_enabled() or pixels.is_meta or len(pixels) <= most:
             return self.look(pixels, dtype)
-        turns = [self.look(some, dtype) for some in torch.split(pixels, most)]
-        return turns[0]._replace(tokens=torch.cat([turn.tokens for turn in turns]))
+        return Features.collect((self.look(some, dtype) for some in torch.split(pixels, most)), len(pixels))
 
     def look(self, pixels: Tensor, dtype: torch.dtype) -> Features:
         """The same, all tiles at once."""
