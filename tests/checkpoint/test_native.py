@@ -31,6 +31,8 @@ from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
 
 Small = tuple[Any, Processor]
+SMALL = ("decoder.layers=1", "decoder.width=32", "decoder.heads=2", "decoder.kv_heads=1", "decoder.ffn=48",
+         "tower.options.channels=[8,8,16,8]")  # fmt: skip
 SHIPPED = Path(__file__).parents[2] / "presets" / "tiny"
 FILES = ["lock.json", "model.safetensors", "preset.yaml", "tokenizer.json"]
 
@@ -91,6 +93,39 @@ def test_saved_folders_can_move(small: Small, folder: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert same(small[0].state_dict(), vlmkit.load("an other place")[0].state_dict())
     assert same(small[0].state_dict(), vlmkit.load(vlmkit.compose("./an other place"))[0].state_dict())
+
+
+SAYS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{# WHY #}"
+
+
+@pytest.mark.parametrize("given", ["text", "file"])
+def test_a_chat_template_comes_along_as_a_file(small: Small, tmp_path: Path, given: str) -> None:
+    """One in a file beside its preset, or one longer than a preset may be; the folder moves, and what it was made
+    from goes away.
+    """
+    said = SAYS.replace("WHY", "why " * 20_000)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "mine.jinja").write_text(said)
+    (home / "mine.yaml").write_text("extends: tiny\nchat: {use: template, file: mine.jinja, stops: ['</s>']}\n")
+    preset = vlmkit.compose(str(home / "mine.yaml"), *SMALL)
+    if given == "text":
+        preset = preset.model_copy(update={"chat": preset.chat.model_copy(update={"file": None, "text": said})})
+    model, processor = small
+    first = Processor(preset, processor.skeleton, processor.tokenizer)
+    saved = vlmkit.save(model, first, tmp_path / "m")
+    assert (saved / "chat_template.jinja").read_text() == said
+    shutil.rmtree(home)
+    moved = saved.rename(tmp_path / "moved")
+    _, again = vlmkit.load(moved)
+    hello = [{"role": "user", "content": "Hello"}]
+    assert again([hello]).ids.tolist() == first([hello]).ids.tolist()
+    assert again.stop_strings == first.stop_strings == ("</s>",)
+    second = vlmkit.save(model, again, tmp_path / "second")
+    assert contents(second) == contents(moved)
+    (moved / "chat_template.jinja").write_text(said.replace("role", "rule"))
+    with pytest.raises(CheckpointCorruptError, match="chat_template"):
+        vlmkit.load(moved)
 
 
 def test_placeholder_strings_survive(small: Small, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
-PRESET, TOKENIZER, LOCK = "preset.yaml", "tokenizer.json", "lock.json"
+PRESET, TOKENIZER, TEMPLATE, LOCK = "preset.yaml", "tokenizer.json", "chat_template.jinja", "lock.json"
 BESIDES = 1 << 16  # bytes for the preset, the lock and headers
 MODEL = frozenset(Preset.model_fields)
 
@@ -43,7 +45,7 @@ def save(model: VLM, processor: Processor, folder: str | Path, max_shard_size: i
     tensors = model.state_dict()
     with replacing(folder, shards.size(tensors) + len(processor.tokenizer.source) + BESIDES) as beside:
         written = shards.write(tensors, beside, max_shard_size)
-        (beside / PRESET).write_text(_describe(processor.preset), "utf-8")
+        (beside / PRESET).write_text(_describe(processor.preset, beside), "utf-8")
         processor.tokenizer.save(beside / TOKENIZER)
         seal(beside, processor.preset, written)
     return folder
@@ -60,12 +62,33 @@ def seal(folder: Path, preset: Preset, known: Mapping[str, dict[str, Any]] | Non
     (folder / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def _describe(preset: Preset) -> str:
-    """The preset as YAML, reading its tokenizer and weights from its own folder; how it was trained stays outside."""
-    said = {name: value for name, value in preset.dump().items() if name in MODEL}
+def _describe(preset: Preset, folder: Path) -> str:
+    """The preset as YAML, reading its tokenizer, its weights and its files from its own folder, where the files are
+    put; how it was trained stays outside.
+    """
+    said = {name: _beside(value, folder) for name, value in preset.dump().items() if name in MODEL}
     said["tokenizer"] = (said["tokenizer"] or {}) | {"from": "."}
     said["weights"] = [{"from": ".", "format": "native"}]
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _beside(node: Any, folder: Path) -> Any:
+    """What parts name as `file`, copied into the folder and named there; a chat template becomes such a file."""
+    if isinstance(node, list):
+        return [_beside(child, folder) for child in node]
+    if not isinstance(node, dict):
+        return node
+    said = {key: _beside(child, folder) for key, child in node.items()}
+    template = said.get("use") == "template"
+    if template and isinstance(said.get("text"), str):
+        (folder / TEMPLATE).write_bytes(said["text"].encode())
+        said |= {"text": None, "file": TEMPLATE}
+    elif "use" in said and isinstance(said.get("file"), str):
+        there = {PRESET, TOKENIZER, LOCK, *(file.name for file in folder.iterdir())}
+        name = TEMPLATE if template else re.sub(r"[^\w.-]", "_", Path(said["file"]).name, flags=re.ASCII)
+        said["file"] = f"{len(there)}-{name}" if name in there else name
+        shutil.copyfile(node["file"], folder / said["file"])
+    return said
 
 
 def verify(folder: Path) -> None:
