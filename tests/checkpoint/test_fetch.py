@@ -421,6 +421,26 @@ def test_only_pickled_weights(hub: Hub) -> None:
         fetch("org/none", weights=False)
 
 
+def test_pickled_weights_come_when_they_are_asked_for(hub: Hub) -> None:
+    pickles = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    hub.files["org/old"] = {"config.json": b"{}", "training_args.bin": b"x", **dict.fromkeys(pickles, b"y")}
+    with pytest.raises(CheckpointSafetyError, match="vlmkit import org/old --unpickle --out DIR"):
+        fetch("org/old")
+    assert sorted(held(fetch("org/old", unpickle=True))) == ["config.json", *pickles]
+    hub.files["org/one"] |= {"pytorch_model.bin": b"x"}
+    assert "pytorch_model.bin" not in held(fetch("org/one", unpickle=True))  # where there is better
+    hub.stop()
+    with pytest.warns(UserWarning, match="copy in the cache"):
+        assert sorted(held(fetch("org/old", unpickle=True))) == ["config.json", *pickles]
+    hub.start()
+
+
+def test_an_adapter_is_told_from_a_model(hub: Hub) -> None:
+    hub.files["org/lora"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS}
+    with pytest.raises(CheckpointFormatError, match="LoRA adapter"):
+        vlmkit.load("org/lora")
+
+
 @pytest.mark.parametrize("shard", ["../../x.safetensors", "/etc/passwd", "sub/x.safetensors"])
 def test_an_index_reaches_nothing_else(hub: Hub, shard: str) -> None:
     hub.files["org/parts"]["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": shard}}).encode()

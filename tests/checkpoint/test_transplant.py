@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import vlmkit
 from vlmkit.checkpoint.paper import paper
+from vlmkit.checkpoint.transplant import compare
+from vlmkit.cli.main import main
 from vlmkit.errors import CheckpointMismatchError, WeightsError
 
 
@@ -74,6 +76,39 @@ def test_the_comparison_says_what_comes_from_where(donors: dict[str, Path]) -> N
     assert lines[0].split() == ["section", "tensors", "numbers", "stored", "as", "from"]
     assert [line.split()[0] for line in lines[1:4]] == ["tower", "projector", "decoder"]
     assert {line.index(" (llava-hf)") >= 0 for line in (lines[1], lines[3])} == {True}
+
+
+def test_each_tensor_beside_the_one_it_replaces(donors: dict[str, Path]) -> None:
+    words = entries((donors["one"], "llava-hf", "tower decoder"), (donors["two"], "llava-hf", "projector"))
+    found = {change.name: change for change in compare(paper(donors["one"], words))}
+    one, two = (vlmkit.load(donors[name], dtype=torch.float64)[0].projector.state_dict() for name in ("one", "two"))
+    assert found.keys() == {f"projector.{name}" for name in one}
+    for name, old in one.items():
+        change, new = found[f"projector.{name}"], two[name]
+        assert change.shape == tuple(old.shape)
+        assert (change.norm, change.before) == (pytest.approx(float(new.norm())), pytest.approx(float(old.norm())))
+        assert change.cosine == pytest.approx(float((new * old).sum() / new.norm() / old.norm()))
+    own = entries((donors["one"], "llava-hf", "tower decoder"), (donors["one"], "llava-hf", "projector"))
+    assert all(change.cosine == pytest.approx(1) for change in compare(paper(donors["one"], own)))
+    assert compare(paper(donors["one"])) == []
+
+
+def test_a_section_that_the_first_checkpoint_lacks(donors: dict[str, Path], tmp_path: Path) -> None:
+    theirs.model("llava").model.vision_tower.save_pretrained(tmp_path / "clip")
+    words = entries((tmp_path / "clip", "clip", "tower"), (donors["one"], "llava-hf", "projector decoder"))
+    found = compare(paper(donors["one"], words))
+    assert len(found) == 25
+    assert {(change.before, change.cosine) for change in found} == {(None, None)}
+
+
+def test_import_prints_the_comparison(donors: dict[str, Path], tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    words = entries((donors["one"], "llava-hf", "tower decoder"), (donors["two"], "llava-hf", "projector"))
+    assert main(["import", str(donors["one"]), words, "--out", str(tmp_path / "out")]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    heads = next(row for row in rows if row[0] == "transplanted")
+    assert [head.strip() for head in heads if head] == ["transplanted", "shape", "norm", "before", "cosine"]
+    assert len([row for row in rows if row[0].startswith("projector.layers.")]) == 4
 
 
 def test_what_nobody_fills_is_drawn_from_the_seed(donors: dict[str, Path]) -> None:

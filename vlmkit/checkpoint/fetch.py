@@ -7,22 +7,23 @@ import hashlib
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..errors import CheckpointCorruptError, CheckpointFormatError, FetchError, WeightsError
+from ..errors import CheckpointCorruptError, CheckpointFormatError, CheckpointSafetyError, FetchError, WeightsError
 from ..limits import current
-from .files import INDEX, NAME, ONE, choose, inside, weight_map
+from .files import INDEX, NAME, ONE, choose, inside, pickled, weight_map
 
 WORD = r"[A-Za-z0-9][\w.-]{0,95}"
 HUB = re.compile(rf"(?P<repo>{WORD}/{WORD})(@(?P<revision>\w[\w./-]{{0,200}}))?", re.ASCII)
 LOGIN = "accept its conditions on its page, and let HF_TOKEN hold a token that may read it"
 SMALL = ("config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
          "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-         "added_tokens.json", "chat_template.json", "chat_template.jinja", "preset.yaml", "lock.json")  # fmt: skip
+         "added_tokens.json", "chat_template.json", "chat_template.jinja", "preset.yaml", "lock.json",
+         "adapter_config.json")  # fmt: skip
 PATIENCE = 10.0  # seconds until the hub must answer; the hub client waits as long for each piece of a file
 
 
@@ -39,11 +40,12 @@ def is_hub(source: str) -> bool:
     return bool(HUB.fullmatch(source)) and ".." not in source and "--" not in source
 
 
-def fetch(source: str, weights: bool = True) -> Path:
+def fetch(source: str, weights: bool = True, unpickle: bool = False) -> Path:
     """Download what a model needs, or find it in the cache: configuration, tokenizer, templates, safetensors.
 
     source    org/name, or org/name@revision
     weights   False: without the tensors
+    unpickle  take pickled weights where there are no others; nothing here opens them
     HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE are heeded. Where the hub cannot be reached, what the cache
     holds is used, with a warning. Raises FetchError.
     """
@@ -56,9 +58,9 @@ def fetch(source: str, weights: bool = True) -> Path:
         try:
             commit, listing = _list(repo, revision)
         except Exception as error:
-            return _cached(repo, revision, weights, _told(error, source))
+            return _cached(repo, revision, weights, unpickle, _told(error, source))
         try:
-            return _download(repo, revision, commit, listing, weights)
+            return _download(repo, revision, commit, listing, weights, unpickle)
         except WeightsError:
             raise
         except Exception as error:
@@ -76,9 +78,10 @@ def _list(repo: str, revision: str) -> tuple[str, dict[str, Listed]]:
     return info.sha or "", files
 
 
-def _download(repo: str, revision: str, commit: str, listing: dict[str, Listed], weights: bool) -> Path:
+def _download(repo: str, revision: str, commit: str, listing: dict[str, Listed], weights: bool, unpickle: bool
+              ) -> Path:
     """Small files first, weights last, so that a folder with weights is whole."""
-    chosen = choose(listing, repo) if weights else []
+    chosen = _choose(listing, repo, unpickle) if weights else []
     small = [name for name in SMALL if name in listing] + [name for name in chosen if name.endswith(".json")]
     for name in small:
         if (size := listing[name].size) > (most := current().tokenizer_max_bytes):
@@ -91,6 +94,17 @@ def _download(repo: str, revision: str, commit: str, listing: dict[str, Listed],
         if lost := [name for name in chosen if name not in listing]:
             raise CheckpointFormatError(f"{lost[0]} is in the index and not in the repository", where=repo)
     return _get(repo, revision, commit, chosen, listing) if chosen else folder
+
+
+def _choose(names: Iterable[str], repo: str, unpickle: bool) -> list[str]:
+    """The names that hold the weights."""
+    try:
+        return choose(names, repo)
+    except CheckpointSafetyError as error:
+        if unpickle and (some := pickled(names)):
+            return some
+        raise CheckpointSafetyError(error.what, where=repo, hint="where it is trusted: vlmkit import "
+                                    f"{repo} --unpickle --out DIR") from None
 
 
 def _get(repo: str, revision: str, commit: str, names: list[str], listing: dict[str, Listed]) -> Path:
@@ -132,7 +146,7 @@ def _compare(file: Path, listed: Listed) -> None:
                                      hint="download it again")
 
 
-def _cached(repo: str, revision: str, weights: bool, why: FetchError) -> Path:
+def _cached(repo: str, revision: str, weights: bool, unpickle: bool, why: FetchError) -> Path:
     """What an earlier download left in the cache; else the reason why there was none now."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -143,7 +157,7 @@ def _cached(repo: str, revision: str, weights: bool, why: FetchError) -> Path:
     if folder is None:
         raise why
     try:
-        chosen = choose([file.name for file in folder.iterdir()], folder) if weights else []
+        chosen = _choose([file.name for file in folder.iterdir()], repo, unpickle) if weights else []
         shards = weight_map(inside(folder, chosen[0])).values() if chosen and chosen[0].endswith(".json") else chosen
         for name in set(shards):
             inside(folder, name)

@@ -16,6 +16,7 @@ ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how such files begin
 REFUSED = "unpickling runs code and is refused"
+BESIDES = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|trainer_state).*")  # pickles without weights
 NAME = re.compile(r"[^\W.][\w.+=@ -]{0,254}", re.ASCII)  # a plain file name: no folder, no address, not hidden
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -42,20 +43,26 @@ def choose(names: Iterable[str], where: object) -> list[str]:
         shown = ", ".join((indexes or files)[:10])
         raise CheckpointFormatError(f"which of these are the weights: {shown}?", where=where,
                                     hint=f"keep those of one model, or name its file {ONE}")
-    if pickled := [n for n in names if n.endswith(PICKLED)]:
-        raise CheckpointSafetyError(f"only pickled weights are here ({pickled[0]}); {REFUSED}", where=where,
-                                    hint=f"where it is trusted, convert it: {conversion(pickled)}")
+    if some := [n for n in names if n.endswith(PICKLED)]:
+        raise CheckpointSafetyError(f"only pickled weights are here ({some[0]}); {REFUSED}", where=where,
+                                    hint=f"where it is trusted, convert it: {conversion(some)}")
     raise CheckpointFormatError(f"no {ONE} and no {INDEX}", where=where)
 
 
-def conversion(pickled: list[str]) -> str:
+def pickled(names: Iterable[str]) -> list[str]:
+    """The names that hold pickled weights, out of a folder's: `pytorch_model*`, else what is no state of a training."""
+    some = sorted(n for n in names if n.endswith(PICKLED) and NAME.fullmatch(n))
+    return [n for n in some if n.startswith("pytorch_model")] or [n for n in some if not BESIDES.fullmatch(n)]
+
+
+def conversion(some: list[str]) -> str:
     """The command that makes safetensors of pickled files, each beside its own."""
-    first = next((n for n in pickled if n.startswith("pytorch_model")), pickled[0])
+    first = next(iter(pickled(some)), some[0])
     ending = Path(first).suffix
-    some = f"pytorch_model*{ending}" if first.startswith("pytorch_model") else first
+    every = f"pytorch_model*{ending}" if first.startswith("pytorch_model") else first
     return ('python -c "import glob, torch, safetensors.torch as s; [s.save_file({k: t.contiguous().clone() for k, t '
             "in torch.load(f, 'cpu', weights_only=True).items()}, "
-            f"f[:-{len(ending)}] + '.safetensors') for f in glob.glob('{some}')]\"")
+            f"f[:-{len(ending)}] + '.safetensors') for f in glob.glob('{every}')]\"")
 
 
 def inside(folder: Path, name: object) -> Path:
