@@ -10,6 +10,7 @@ from vlmkit.hookspecs import hookimpl
 @hookimpl
 def vlmkit_commands(commands: Any) -> None:
     """In the order of a first visit: look around, look at one, use it."""
+    from .bench import bench
     from .chat import chat
     from .check import check
     from .diff import diff
@@ -27,6 +28,6 @@ def vlmkit_commands(commands: Any) -> None:
     from .tokens import tokens
     from .train import train
 
-    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, quality, import_,
-                    export, train, doctor, limits):  # fmt: skip
+    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, bench, quality,
+                    import_, export, train, doctor, limits):  # fmt: skip
         commands.command(command.__name__.rstrip("_"))(command)

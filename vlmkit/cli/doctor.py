@@ -26,12 +26,12 @@ def doctor(json: Json = False) -> None:
         devices = _devices()
     versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),
                 **{name: _version(name) for name in PACKAGES}}  # fmt: skip
-    backends, halves = _attention(devices), _halves()
+    backends, cpu = _attention(devices), halves()
     manager = default()
     broken = [b._asdict() for b in manager.broken]
     formats = {entry.name: entry.summary for entry in vlmkit.parts("format")}
     if json:
-        return console.document({"versions": versions, "devices": devices, "cpu": halves, "attention": backends,
+        return console.document({"versions": versions, "devices": devices, "cpu": cpu, "attention": backends,
                                  "formats": formats, "hub": _hub(), "plugins": manager.packages,
                                  "broken": broken})  # fmt: skip
     console.columns([(name, version or "not installed") for name, version in versions.items()], ("versions", ""))
@@ -39,7 +39,7 @@ def doctor(json: Json = False) -> None:
     console.columns([(d["device"], d["name"], console.amount(d["memory"])) for d in devices], ("devices", "", ""))
     print()
     console.columns([(name, f"{x['matrix']:.1f}x float32 in prompts, {x['vector']:.1f}x in single tokens")
-                     for name, x in halves.items()], ("speed on the cpu", ""))  # fmt: skip
+                     for name, x in cpu.items()], ("speed on the cpu", ""))  # fmt: skip
     print()
     console.columns(backends.items(), ("attention", ""))
     print()
@@ -103,7 +103,7 @@ def _usable(entry: Any, *place: Any) -> str:
     return f"not usable: {why}" if why else "usable"
 
 
-def _halves() -> dict[str, dict[str, float]]:
+def halves() -> dict[str, dict[str, float]]:
     """How many times as fast as float32 a linear layer is on this CPU, for 128 rows and for one."""
     import torch
     from torch.nn.functional import linear
