@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,17 @@ def test_layers_that_the_decoder_keeps_whole(tiny: tuple[Any, Any]) -> None:
     for block in model.decoder.blocks:
         kinds = {inner: type(block.get_submodule(inner)) for inner in IN_A_BLOCK}
         assert {inner for inner, kind in kinds.items() if kind is not Int8} == {"mlp.down", "attn.q"}
+
+
+def test_stacked_matrices_that_stay_whole_are_told(tiny: tuple[Any, Any]) -> None:
+    """Experts in one tensor, as mixtures of experts have them, are no linear layers."""
+    model = copy.deepcopy(tiny[0])
+    model.decoder.blocks[0].experts = torch.nn.Parameter(torch.ones(4, 8, 16))
+    with pytest.warns(UserWarning, match=r"512 numbers of the decoder's blocks stay whole: 1 stacks .* 0\.experts"):
+        quantize(model, "int8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(copy.deepcopy(tiny[0]), "int8")
 
 
 def test_nothing_to_quantize() -> None:

@@ -19,6 +19,7 @@ import theirs  # noqa: E402
 
 import vlmkit  # noqa: E402
 from vlmkit.checkpoint.export import write  # noqa: E402
+from vlmkit.checkpoint.quantize import quantized  # noqa: E402
 from vlmkit.checkpoint.tensors import headers, read  # noqa: E402
 from vlmkit.cli import compare  # noqa: E402
 from vlmkit.cli.main import main  # noqa: E402
@@ -82,6 +83,17 @@ def test_import_says_it_as_json(said: Any, stored: Path, tmp_path: Path) -> None
     assert told["changed"]["decoder.ffn"] == {"shipped": 11008, "here": 48, "file": "config.json"}
     assert any(line.startswith("never run") for line in told["sections"])
     assert Path(told["out"]).is_dir()
+
+
+def test_import_quantized(said: Any, stored: Path, tmp_path: Path) -> None:
+    """In few bits from the start, saved so and loaded so; what is not in the decoder's blocks is as it was."""
+    said("import", str(stored), "--quantize", "int8", "--out", str(tmp_path / "small"))
+    model, processor = vlmkit.load(tmp_path / "small")
+    assert quantized(model) == "int8"
+    whole, _ = vlmkit.load(stored)
+    assert torch.equal(model.projector.layers[0].weight, whole.projector.layers[0].weight)
+    answer = said("generate", str(tmp_path / "small"), "What?", "--max-new-tokens", "3", "--json")
+    assert answer["text"] == vlmkit.generate(model, processor, "What?", max_new_tokens=3)
 
 
 def test_import_takes_a_tower_that_was_cut(said: Any, stored: Path, tmp_path: Path) -> None:

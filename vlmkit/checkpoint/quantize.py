@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,11 @@ def quantize(model: VLM, how: str) -> VLM:
                                where=name, hint="int8 takes any width")  # fmt: skip
     for _, parent, child, layer in layers:
         setattr(parent, child, kind(layer))
+    stacked = {f"{at}.{name}": tensor.numel() for at, block in enumerate(model.decoder.blocks)
+               for name, tensor in block.named_parameters() if tensor.ndim > 2}
+    if stacked:
+        warnings.warn(f"{sum(stacked.values()):,} numbers of the decoder's blocks stay whole: {len(stacked)} stacks of "
+                      f"matrices, such as {next(iter(stacked))}, which are no nn.Linear", stacklevel=2)
     return model
 
 
