@@ -240,12 +240,20 @@ def test_saved_and_loaded_by_vlmkit(tmp_path: Path) -> None:
         assert torch.equal(again.logits(again(batch)), made.logits(made(batch)))
 
 
+def test_it_is_no_layout_to_export_to(tmp_path: Path) -> None:
+    made, processor = model()
+    with pytest.raises(PresetError, match="no place for a projector"):
+        vlmkit.export(made, processor, tmp_path / "out", format="transformers")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_its_matrices_can_be_kept_in_eight_bits() -> None:
     made, processor = model(kind="qwen2_moe")
     batch = processor(conversations())
     with torch.no_grad():
         whole = made.logits(made(batch))
-        quantize(made, "int8")
+        with pytest.warns(UserWarning, match=r"stay whole: 4 stacks of matrices, such as 0\.mlp\.experts\."):
+            quantize(made, "int8")
         rough = made.logits(made(batch))
     layer = made.decoder.blocks[0]
     assert layer.self_attn.q_proj.weight.dtype == torch.int8

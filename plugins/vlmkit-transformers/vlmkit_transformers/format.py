@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from vlmkit.contracts import PartConfig
 from vlmkit.errors import PresetError
 from vlmkit.parts.formats.files import read_json
-from vlmkit.types import Described, Rule
+from vlmkit.types import Described, Dressed, Rule
 
 from .configs import Architecture, config_of
 
 if TYPE_CHECKING:
     from vlmkit.compose.preset import Preset
+    from vlmkit.model.vlm import VLM
 
 
 class Config(PartConfig):
@@ -65,7 +66,7 @@ class Bare:
                 rest.append(Rule(before + "{p}", None))
         return rules + rest
 
-    def dress(self, folder: Path, preset: Preset) -> None:
+    def dress(self, folder: Path, preset: Preset, model: VLM) -> Dressed:
         raise PresetError("a folder of one bare model has no place for a projector", where="format transformers",
                           hint="vlmkit_transformers.wrap(model, processor) gives what save_pretrained writes whole")
 
