@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..compose.preset import Preset
 from ..errors import CheckpointMismatchError, WeightsError
-from ..model.assemble import assemble, section
+from ..model.assemble import assemble, refuse, section
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import native
@@ -43,11 +43,13 @@ def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtyp
         raise WeightsError("the preset names no tokenizer", where=f"preset {plan.preset.name}", hint="add `tokenizer`")
     words = Tokenizer.from_file(home(plan.preset.tokenizer.from_) / native.TOKENIZER)
     processor = Processor(plan.preset, plan.skeleton, words)
+    number = dtype or stored_dtype(plan)
+    refuse(attention, plan.preset, device, number)
     model = assemble(plan.preset, attention)
     for how in (quantized(plan.skeleton), quantize):
         if how:
             shrink(model, how)
-    fill(model, plan, device, dtype or stored_dtype(plan), seed)
+    fill(model, plan, device, number, seed)
     return model.eval(), processor
 
 
