@@ -92,6 +92,7 @@ class Decoder(Protocol):
     """An nn.Module.   build(config, *, attention): an AttentionBackend
 
     `unquantized` may name layers inside the blocks, such as a router, that stay whole when the decoder is quantised.
+    `steady` may be False: a position's key depends on the sequence's length, so no part of it is computed ahead.
     """
 
     width: int

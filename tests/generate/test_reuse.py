@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,8 @@ from small import Talk, clip, picture
 from speaking import Reader, Speaker, user
 from test_requests import Lengths, asked, run
 
+import vlmkit
+from vlmkit.cli.main import main
 from vlmkit.generate import Engine, generate
 from vlmkit.model.features import FeatureCache
 
@@ -173,3 +178,24 @@ def test_a_second_question_about_a_picture_runs_no_tower() -> None:
     assert len(looks) == 1
     assert [r.ids for r in requests] == wanted
     assert (cache.hits, cache.misses) == (3, 1)
+
+
+def test_a_chat_reads_each_word_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says what `generate` would, turn by turn."""
+    model, processor = vlmkit.load("tiny")
+    questions = ["What color is the star?", "What shape is the red object?", "How many objects are there?"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(questions)))
+    monkeypatch.setattr(importlib.import_module("vlmkit.cli.chat"), "load", lambda *_: (model, processor))
+    shown = Path(__file__).parents[2] / "examples" / "media" / "shapes.png"
+    with Lengths(model) as calls:
+        assert main(["chat", "tiny", "--image", str(shown)]) == 0
+    talk: list[dict[str, Any]] = []
+    for question, said in zip(questions, capsys.readouterr().out.splitlines(), strict=True):
+        content = [{"type": "text", "text": question}]
+        talk.append({"role": "user", "content": content if talk else [{"type": "image", "image": shown}, *content]})
+        assert generate(model, processor, talk) == said
+        talk.append({"role": "assistant", "content": said})
+    read = [length for length in calls if length > 1]
+    assert len(read) == 3
+    whole = len(processor(talk[:-1]).ids)
+    assert sum(calls) <= whole + 20  # beside the last answer, a token or two of each turn

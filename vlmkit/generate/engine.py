@@ -34,7 +34,7 @@ class Engine:
     features  a FeatureCache of pictures and clips; None: each request runs the tower
     """
 
-    def __init__(self, model: Model, processor: Processor, *, rows: int = 8, prefill: int = 2048, memory: float = inf,
+    def __init__(self, model: Model, processor: Processor, *, rows: int = 8, prefill: int = 4096, memory: float = inf,
                  reuse: bool = True, features: FeatureCache | None = None) -> None:
         self.model, self.processor = model, processor
         self.prefill, self.reuse, self.features = prefill, reuse, features

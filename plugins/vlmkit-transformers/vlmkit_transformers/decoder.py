@@ -24,6 +24,7 @@ from .modules import blocks_of, materialize
 OURS, PROBE = "vlmkit", "vlmkit_probe"  # names of attention implementations, in transformers' own tables
 PLAIN = {"sliding_window", "position_ids", "is_causal", "use_cache", "output_attentions", "output_hidden_states",
          "return_dict"}  # what our backends need not be told, or know already
+STRETCHED = ("dynamic", "longrope")  # their positions turn by the length of the whole sequence
 
 
 class Config(Architecture):
@@ -181,6 +182,7 @@ class Decoder(nn.Module):
         setattr(self.head, name, Echo())
         self.vocab, self.width = self.embed.weight.shape
         self.context = reach(self.model.config)
+        self.steady = not any(kind in str(self.model.config.to_dict().get("rope_parameters")) for kind in STRETCHED)
         self.shapes = [(one.key, one.value) for one in seen]
         for slot, one in enumerate(seen):
             self.model.get_submodule(one.name).vlmkit = Attend(backend, slot, one.window)
