@@ -312,3 +312,19 @@ def test_a_text_of_base64_is_no_path() -> None:
     with pytest.raises(MediaError, match="key base64") as caught:
         open_picture("iVBORw0KGgo" * 1000)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_photograph_lies_in_one_piece(turn: int) -> None:
+    """Over 16 MB Pillow scatters its rows; those of an upright photograph can be read in place nevertheless."""
+    draw = np.random.default_rng(3).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    photo = Image.fromarray(draw).resize((2400, 2000), Image.Resampling.NEAREST)
+    notes = Image.Exif()
+    notes[0x0112] = turn
+    data = saved(photo, "JPEG", exif=notes)
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    expected = expected.transpose(Image.Transpose.ROTATE_270) if turn == 6 else expected
+    found = open_picture(data)
+    assert found.tobytes() == expected.tobytes()
+    if turn == 1:
+        assert found.__arrow_c_array__()

@@ -65,7 +65,7 @@ class Picture:
 
     def _decode(self) -> Image.Image:
         with self._loading:
-            _guard(self._image.load, "the pixels are cut off or damaged")
+            _guard(lambda: _load(self._image), "the pixels are cut off or damaged")
         if isinstance(self._image, PngImagePlugin.PngImageFile) and self._data:
             check_rows(self._data, self._image)
         rgb = _guard(lambda: _flatten(self._image), "the pixels cannot be turned into colours")
@@ -128,6 +128,13 @@ def _parse(data: bytes, source: Source) -> Picture:
     if found.name == "JPEG":
         _check_scans(data, picture)
     return picture
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels; those of a photograph into one piece of memory, which a tiler can read in place."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB" and image.tile:
+        image.im = Image.core.new_block(image.mode, image.size)
+    image.load()
 
 
 def _flatten(image: Image.Image) -> Image.Image:
