@@ -199,6 +199,10 @@ def test_what_fails_before_it_is_submitted_touches_nobody(model: Speaker, alone:
     for wrong in (user(""), user("x" * 600)):
         with pytest.raises(VlmkitError):
             engine.submit(wrong, asked())
+    prompt = Reader()([user("abc")])
+    for id in (-1, 320):
+        with pytest.raises(VlmkitError, match="knows 0 to 319"):
+            engine.submit(prompt._replace(ids=torch.tensor([1, id, 2])), asked())
     run(engine)
     assert first.ids == alone[1]
 

@@ -225,6 +225,9 @@ class Engine:
         """A request that can be answered, or an error that says why not."""
         if len(prompt.lens) != 1 or not len(prompt.ids):
             raise PromptError(f"expected one prompt with words in it, got lens {prompt.lens.tolist()}")
+        least, most = (int(end) for end in prompt.ids.aminmax())
+        if least < 0 or most >= self.model.decoder.vocab:  # on a GPU that would be the end of the process
+            raise PromptError(f"ids from {least} to {most}; the decoder knows 0 to {self.model.decoder.vocab - 1}")
         stops = options.stop if options.ignore_eos else (*self.processor.stop_strings, *options.stop)
         keys = prompt.ids.index_fill(0, prompt.slots, -1)
         return Request(
