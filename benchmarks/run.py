@@ -78,7 +78,7 @@ def run(path: Path, words: list[str]) -> Stage:
         last = next((text.strip() for text in reversed(told) if text.strip()), "nothing was measured")
         why = f"stopped after {seconds:.0f} s" if seconds >= LONGEST else f"exit status {status}: {last[:300]}"
         print(f"{path.stem} failed: {why}", flush=True)
-    about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
     command = " ".join(["python", str(path.relative_to(ROOT)), *words])
     return Stage(path.stem, prose(about), command, rows, why, seconds)
 
@@ -86,7 +86,7 @@ def run(path: Path, words: list[str]) -> Stage:
 def prose(docstring: str) -> str:
     """A docstring without its commands."""
     parts = [part for part in docstring.split("\n\n") if not part.startswith("    ")]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).strip()
 
 
 def machine(device: str) -> list[tuple[str, str]]:
@@ -121,9 +121,9 @@ def page(done: list[Stage], facts: list[tuple[str, str]], command: str, plot: st
     """The whole page, in Markdown."""
     out = ["# Benchmarks", "", f"Written by `{command}`; do not edit.", "",
            "Sides run in turns in one process, or as processes of their own where that is what is measured. A time is "
-           "the median of its turns. A ratio is the other side's time by vlmkit's, turn by turn: its median, lowest and "
-           "highest; **above 1 vlmkit is ahead**. Outputs are compared before anything is timed. The floor is what the "
-           "machine needs at the least for the bytes and FLOPs of the work, at the rates measured in the same run. "
+           "the median of its turns. A ratio is the other side's time by vlmkit's, turn by turn: its median, lowest "
+           "and highest; **above 1 vlmkit is ahead**. Outputs are compared before anything is timed. The floor is what "
+           "the machine needs at the least for the bytes and FLOPs of the work, at the rates measured in the same run. "
            "Peak memory is what a call needs over what was there before.", "",
            "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts), "", "## Summary", ""]
     if plot:
@@ -147,7 +147,7 @@ def page(done: list[Stage], facts: list[tuple[str, str]], command: str, plot: st
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """One stage: a line for each case, a column for each side."""
-    sides = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    sides = list(dict.fromkeys(name for row in rows for name in (*row["seconds"], *row.get("failed", ()))))
     heads = ["case", *sides, *(f"ratio to {name}" for name in sides[1:])]
     floors, peaks = any("floor" in row for row in rows), any("peak" in row for row in rows)
     heads += ["floor"] * floors + ["vlmkit / floor"] * floors + ["peak memory"] * peaks

@@ -47,7 +47,7 @@ def measure(model: VLM, processor: Any, conversation: Sequence[Any], new: int = 
     The time of pictures is that of the whole conversation less that of its words; prefill is what the first token
     takes beyond the stages before it.
     """
-    device = next(model.decoder.parameters()).device
+    device = next(model.parameters()).device
     batch: Batch = processor([conversation])
     words = [{**m, "content": _words(m["content"])} for m in conversation]
     given = batch.to(device)
@@ -88,11 +88,11 @@ def bandwidth(device: torch.device, size: int = 2**28) -> float:
 
 def _bytes_a_token(model: VLM, seen: int) -> int:
     """What one more token reads: the decoder's weights, of the embedding only a row, and keys and values so far."""
-    decoder = model.decoder
-    embed = next(p.nbytes for p in decoder.get_submodule("embed").parameters())
+    decoder: Any = model.decoder
+    embed = sum(p.nbytes for p in decoder.embed.parameters())
     weights = sum(p.nbytes for p in decoder.parameters()) - (embed if hasattr(decoder, "head") else 0)
     row = sum(x.nbytes for layer in decoder.cache(1, 1) for x in (layer.k, layer.v))
-    return weights + seen * row
+    return int(weights + seen * row)
 
 
 def _words(content: Any) -> Any:
