@@ -27,8 +27,10 @@ def nothing() -> Tensor:
 
 def state(model: Model) -> object:
     """Equal as long as all weights are the same; None while the model learns, or where changes cannot be seen."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(module.training for module in model.modules()) or any(tensor.is_inference() for tensor in tensors):
+    modules = list(model.modules())  # one walk: `parameters` and `buffers` take two more
+    held = (named.values() for module in modules for named in (module._parameters, module._buffers))
+    tensors = [tensor for each in held for tensor in each if tensor is not None]
+    if any(module.training for module in modules) or any(tensor.is_inference() for tensor in tensors):
         return None
     places = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # nothing else is ever put there
     return features.steps, places, [tensor._version for tensor in tensors]
