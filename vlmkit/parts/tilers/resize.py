@@ -41,7 +41,9 @@ def _by_torch(picture: Image.Image, sizes: Sequence[tuple[int, int]], high: int,
     torch, too, rounds to uint8 between the two. Rows of nothing but `fill` need no narrowing.
     """
     lent = _lend(picture) if wide == picture.width else None
-    step = max(1, BAND // wide) if lent is None or torch.get_num_threads() > 1 else picture.height
+    step = max(1, BAND // wide)
+    if lent is not None:
+        step = max(step, -(-picture.height // torch.get_num_threads()))
 
     def narrow(top: int) -> list[Tensor]:
         size = wide, min(step, picture.height - top)
