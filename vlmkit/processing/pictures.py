@@ -11,7 +11,16 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+    _imaging,
+)
 
 from ..errors import MediaDecodeError, MediaFormatError, MediaLimitError
 from ..limits import current
@@ -133,7 +142,7 @@ def _parse(data: bytes, source: Source) -> Picture:
 def _load(image: Image.Image) -> None:
     """Read the pixels; those of a photograph into one piece of memory, which a tiler can read in place."""
     if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "RGB" and image.tile:
-        image.im = Image.core.new_block(image.mode, image.size)
+        image.im = _imaging.new_block(image.mode, image.size)
     image.load()
 
 
