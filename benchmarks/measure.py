@@ -5,7 +5,8 @@
     bench.end()
 
 The first side is ours; a ratio is another side's time by ours, pair by pair, so above 1 means that vlmkit is ahead.
-`same(ours, theirs)` must raise before anything is timed: a fast wrong answer is a failure.
+`same(ours, theirs)` raises where they differ. Such a row is not timed, and the stage ends with a failure that names it;
+a third side that differs, such as theirs compiled, is only left out, and told.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +39,7 @@ class Bench:
         self.stage, self.options = stage, ask.parse_args()
         self.turns = 3 if self.options.quick else self.options.turns
         self.rows: list[dict[str, Any]] = []
+        self.wrong: list[str] = []
         begin(self.options.device)
 
     def row(self, case: str, sides: Mapping[str, Side], *, same: Callable[[Any, Any], None] | None = None,
@@ -61,8 +64,17 @@ class Bench:
                 failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
                 del sides[name]
                 continue
-            if same is not None:
-                same(ours, found)
+            try:
+                if same is not None:
+                    same(ours, found)
+            except AssertionError as error:
+                why = str(error).strip().replace("\n", " ")[:200]
+                if name == names[1]:
+                    self.wrong.append(f"{case}: {why}")
+                    print(f"{case}: not the same: {why}", file=sys.stderr, flush=True)
+                    return {}
+                failed[name] = f"differs: {why}"
+                del sides[name]
         found = ours = None
         names = list(sides)
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -92,6 +104,8 @@ class Bench:
         return timed(side, times, self.options.device)
 
     def end(self) -> None:
+        if self.wrong:
+            raise SystemExit(f"{self.stage}: not the same: " + "; ".join(self.wrong))
         if not self.rows:
             raise SystemExit(f"{self.stage}: nothing was measured")
 
