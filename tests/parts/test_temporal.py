@@ -91,7 +91,7 @@ def test_frames_see_each_other_and_clips_do_not() -> None:
     moved = (made(changed).tokens - before).abs().flatten(1).amax(1)
     assert (moved[:4] > 1e-3).all()
     assert not moved[4:].any()
-    made.room = 5 * 4 * 16  # five tiles of float32 on a CPU: less than two clips, so one goes after the other
+    made.room = 5 * 4 * 32  # five tiles of float32 on a CPU: less than two clips, so one goes after the other
     torch.testing.assert_close(made(two).tokens, before, rtol=0, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from .features import FeatureCache, usable
 if TYPE_CHECKING:
     from ..contracts import Decoder, Packer, Projector, Tiler, VideoSampler, VisionTower
 
-ROOM, CPU_ROOM = 1024 * MiB, 64 * MiB  # of what lies between a projector's layers; a CPU has it in its caches
+ROOM, CPU_ROOM = 1024 * MiB, 16 * MiB  # of what lies between a projector's layers; a CPU has it in its caches
 
 
 class Stream(nn.Module):

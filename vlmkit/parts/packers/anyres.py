@@ -16,7 +16,7 @@ from vlmkit.errors import ShapeError
 from vlmkit.types import Features, Layout
 
 SLACK = 1.1  # maps up to this much larger than the budget (along one edge) stay; the released models learned so
-CHANNELS = 512  # shrunk at a time, which needs less memory
+CHANNELS = 128  # shrunk at a time, which needs less memory
 
 
 class Config(PartConfig):
@@ -57,7 +57,7 @@ class AnyRes(nn.Module):
         grid = (unpad(grid, layout) if self.config.unpad else grid)[..., 0]
         most = (self.config.budget or math.inf) * features.rows * features.cols
         if size := smaller(*grid.shape, most):
-            flat = torch.cat([flat[:each], shrink(flat[grid], size).flatten(0, 1)])
+            flat = torch.cat([flat[:each], shrink(flat, grid, size)])
             grid = torch.arange(each, len(flat), device=flat.device).view(size)
         if newline is not None:
             grid = F.pad(grid, (0, 1))
@@ -91,11 +91,11 @@ def smaller(rows: int, cols: int, most: float) -> tuple[int, int] | None:
     return None if times <= SLACK else (max(1, int(rows // times)), max(1, int(cols // times)))
 
 
-def shrink(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, not antialiased.   [rows, cols, out] -> [*size, out]"""
-    planes = (some.permute(2, 0, 1)[None].contiguous() for some in grid.split(CHANNELS, dim=2))
+def shrink(flat: Tensor, grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, not antialiased.   [tokens, out], their places [rows, cols] -> [rows' * cols', out]"""
+    planes = (some[grid].permute(2, 0, 1)[None].contiguous() for some in flat.split(CHANNELS, dim=1))
     # channels come first: torch adds in another order when they come last
-    return torch.cat([F.interpolate(some, size, mode="bilinear")[0].permute(1, 2, 0) for some in planes], dim=2)
+    return torch.cat([F.interpolate(some, size, mode="bilinear")[0].flatten(1).T for some in planes], dim=1)
 
 
 def build(config: Config, *, width: int, out: int) -> AnyRes:

@@ -24,7 +24,7 @@ Scalar = bool | int | float | str | None
 _CLOSED = {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices"}
 _MOST = 16_384  # of any number in `options`
 _BLOCKS = 512  # of one that counts blocks: a preset must not build them without end
-_SHARE = 1 / 16  # of the activations that a CPU holds at once: what its caches hold is soon used again
+_SHARE = 1 / 32  # of the activations that a CPU holds at once: what its caches hold is soon used again
 _LIVE = 16  # tensors of one block's output size alive at once: residual, norm, q k v, attention, two of MLP width
 
 
