@@ -113,18 +113,22 @@ def test_spare_rows_of_the_vocabulary_are_never_said(reader: Reader) -> None:
 
 def test_what_a_request_leaves_behind_is_wiped(model: Speaker, reader: Reader) -> None:
     engine = Engine(model, reader, rows=2)
-    first = engine.submit(user("broken"), options(9))
+    first, second = engine.submit(user("broken"), options(9)), engine.submit(user("b" * 30), options(9))
     engine.step()
     with torch.inference_mode():
         for layer in engine.rows.cache:  # an overflow in half precision looks like this
             layer.k[first.row, :6] = torch.nan
             layer.v[first.row, :6] = torch.inf
+    row = first.row
     first.cancel()
-    short, long = engine.submit(user("a"), options(9)), engine.submit(user("a" * 30), options(9))
+    engine.step()
+    short = engine.submit(user("a"), options(9))
+    engine.step()
+    assert (short.row, second.finish) == (row, None)
     while engine.busy:
         engine.step()
     assert short.ids == generate(model, reader, user("a"), max_new_tokens=9, details=True).ids
-    assert long.ids == generate(model, reader, user("a" * 30), max_new_tokens=9, details=True).ids
+    assert second.ids == generate(model, reader, user("b" * 30), max_new_tokens=9, details=True).ids
 
 
 def test_stop_ids(model: Speaker, reader: Reader) -> None:

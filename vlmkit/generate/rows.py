@@ -44,7 +44,7 @@ class Row:
     visuals  digest and count of tokens of each picture or clip, in reading order
     weights  the state of the model that computed it
     user     the request that runs in it
-    used     positions that were ever written
+    used     positions that may hold something, told when its user leaves
     left     when its last user left; larger is later
     """
 
@@ -125,7 +125,7 @@ class Rows:
         """Free a request's row. What it holds may serve others, unless the request failed."""
         at, row, filled = request.row, self.rows[request.row], int(self.lens[request.row])
         self._clock += 1
-        row.user, row.left = None, self._clock
+        row.user, row.left, row.used = None, self._clock, max(row.used, filled)
         request.row = -1
         if row.weights is not None and request.error is None:
             row.keys = torch.cat((request.keys, torch.tensor(request.ids, dtype=torch.int64)))[:filled]
@@ -137,6 +137,7 @@ class Rows:
         """Forget what a step wrote that did not end well."""
         for request in requests:
             self.lens[request.row] = request.done
+            self.rows[request.row].used = self.cache[0].k.shape[1]
 
     def reserve(self, needed: int) -> None:
         """Make the rows `needed` positions long: then twice as long, where a request may come to need that."""
