@@ -23,12 +23,14 @@ from safetensors.torch import load_file
 
 import vlmkit
 from vlmkit.checkpoint import native, shards, whole
+from vlmkit.checkpoint.tensors import headers
 from vlmkit.checkpoint.whole import replacing
 from vlmkit.errors import CheckpointCorruptError, SaveError, WeightsError
 
 Small = tuple[Any, Any]
 PAGES = 8 << 12  # what an empty file system holds back
 IMPOSSIBLE = 77  # what a child exits with where the system does not let it make the fault
+ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 TOUCHES = ("open", "os.", "shutil.", "fcntl.", "ctypes.")  # audit events of file operations
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
@@ -214,6 +216,34 @@ def test_weights_that_are_not_finite_do_not_replace_good_ones(small: Small, fold
         vlmkit.save(model, small[1], folder)
     assert weights(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("use", [
+    lambda model, processor: vlmkit.generate(model, processor, "a", max_new_tokens=1),
+    lambda model, processor: model(processor("a")),
+    lambda model, processor: vlmkit.loss(model, processor(ANSWERED, reply=False, labels=True)),
+])  # fmt: skip
+def test_weights_in_mapped_files_are_looked_at_when_they_are_needed(
+    small: Small, tmp_path: Path, use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading reads none of them; whatever runs the model first does, and names the tensor and its file."""
+    monkeypatch.setattr("vlmkit.checkpoint.tensors.MAPPED", 1)
+    folder = vlmkit.save(*small, tmp_path / "m")
+    model, processor = vlmkit.load(folder)
+    use(model, processor)
+    assert not model.decoder._forward_pre_hooks
+    file = folder / "model.safetensors"
+    stored = headers(folder)["decoder.norm.weight"]
+    with file.open("r+b") as opened:
+        opened.seek(stored.start)
+        opened.write(torch.tensor([float("inf")]).numpy().tobytes())
+    model, processor = vlmkit.load(folder, verify=False)
+    for _ in range(2):
+        with pytest.raises(CheckpointCorruptError, match=r"decoder\.norm\.weight: 0 NaN and 1 infinite") as caught:
+            use(model, processor)
+        assert caught.value.where == str(file)
+    with pytest.raises(CheckpointCorruptError, match=r"decoder\.norm\.weight: 0 NaN and 1 infinite"):
+        vlmkit.load(folder, verify=False, dtype=torch.bfloat16)  # copied, so looked at on the way
 
 
 def test_weights_without_values(small: Small, tmp_path: Path) -> None:

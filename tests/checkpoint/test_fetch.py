@@ -435,6 +435,14 @@ def test_pickled_weights_come_when_they_are_asked_for(hub: Hub) -> None:
     hub.start()
 
 
+def test_of_a_tokenizer_only_the_words_are_fetched(hub: Hub) -> None:
+    words = Path(vlmkit.compose("tiny").tokenizer.from_) / "tokenizer.json"
+    hub.files["org/words"] = {"tokenizer.json": words.read_bytes(), "model.safetensors": WEIGHTS, "config.json": b"{}"}
+    _, processor = vlmkit.load("tiny", "tokenizer.from=org/words")
+    assert processor.tokenizer.source == words.read_text("utf-8")
+    assert sorted(hub.gets()) == ["config.json", "tokenizer.json"]
+
+
 def test_an_adapter_is_told_from_a_model(hub: Hub) -> None:
     hub.files["org/lora"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS}
     with pytest.raises(CheckpointFormatError, match="LoRA adapter"):

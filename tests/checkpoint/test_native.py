@@ -308,6 +308,16 @@ def test_another_models_weights(folder: Path) -> None:
     assert sum("extra." in line for line in lines) == 10
 
 
+def test_a_prefix_that_a_wrapper_left_is_told(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [*tensors]:
+            tensors[f"module.{name}"] = tensors.pop(name)
+
+    rewrite(folder, change)
+    with pytest.raises(CheckpointMismatchError, match=r"known without 'module\.': rename them"):
+        vlmkit.load(folder)
+
+
 def test_pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..compose.preset import Preset
 from ..errors import CheckpointMismatchError, WeightsError
-from ..model.assemble import assemble, refuse, section
+from ..model.assemble import refuse, section
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import native
 from .keys import Piece, join
 from .paper import Origin, Paper, home, paper
-from .quantize import packed, quantized
+from .quantize import packed
 from .quantize import quantize as shrink
-from .tensors import read
+from .tensors import finite, mapped, read
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -38,30 +38,67 @@ def load(source: str | Path | Preset, *overrides: str, device: Any = "cpu", dtyp
     verify   compare each file of a folder that vlmkit wrote with the SHA-256 of its lock file first
     seed     draws the sections that no checkpoint fills, where the preset's `weights` say `into`
     """
-    plan = paper(source, *overrides, verify=verify)
+    plan = paper(source, *overrides, verify=verify, attention=attention)
     if plan.preset.tokenizer is None:
         raise WeightsError("the preset names no tokenizer", where=f"preset {plan.preset.name}", hint="add `tokenizer`")
-    words = Tokenizer.from_file(home(plan.preset.tokenizer.from_) / native.TOKENIZER)
-    processor = Processor(plan.preset, plan.skeleton, words)
-    number = dtype or stored_dtype(plan)
+    words = Tokenizer.from_file(home(plan.preset.tokenizer.from_, weights=False) / native.TOKENIZER)
+    model, number = plan.skeleton, dtype or stored_dtype(plan)
     refuse(attention, plan.preset, device, number)
-    model = assemble(plan.preset, attention)
-    for how in (quantized(plan.skeleton), quantize):
-        if how:
-            shrink(model, how)
-    fill(model, plan, device, number, seed)
+    processor = Processor(plan.preset, _counter(model), words)
+    fill(model, plan, device, number, seed, quantize)
     return model.eval(), processor
 
 
-def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int) -> None:
+class Unseen:
+    """Looks at weights that still lie in mapped files, once, when they are first needed and come from disk anyway.
+
+    Raises CheckpointCorruptError where one is NaN or infinite. A hook before the decoder: all that answers or learns
+    passes there.
+    """
+
+    def __init__(self, model: VLM, files: dict[str, Path]) -> None:
+        tensors = model.state_dict(keep_vars=True)
+        self.tensors = [(name, tensors[name], file) for name, file in files.items()]
+
+    def __call__(self, decoder: nn.Module, given: Any) -> None:
+        for name, tensor, file in self.tensors:
+            finite(name, tensor.detach(), file)
+        self.tensors = []
+        hooks = decoder._forward_pre_hooks
+        for at in [at for at, hook in hooks.items() if hook is self]:
+            del hooks[at]
+
+
+class Ends(NamedTuple):
+    """What counting tokens needs of a decoder."""
+
+    width: int
+    vocab: int
+    context: int
+
+
+def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int, quantize: str | None = None) -> None:
     """Put tensors in the place of a meta model's, file by file; afterwards nothing is on meta."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if quantize:
+        shrink(model, quantize)
     for name in plan.random:
         _draw(model, plan.preset, name, device, dtype, seed)
+    unseen: dict[str, Path] = {}
     for origin in plan.origins:
-        for name, tensor in _joined(origin, plan.skeleton):
+        files = mapped({stored.file for stored in origin.taken.values()})
+        for name, tensor in _joined(origin, shapes):
             whole = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            file = origin.stored[origin.plan.pieces[name].names[0]].file
+            if file in files and whole is not tensor:
+                finite(name, whole, file)
             for kept, bits in packed(model, name, whole).items():
                 put(model, kept, bits)
+                if file in files and bits is tensor:
+                    unseen[kept] = file
+    decoder: Any = model.decoder
+    if unseen:
+        decoder.register_forward_pre_hook(Unseen(model, unseen))
     for part in model.modules():
         compute = getattr(part, "materialize", None)
         if callable(compute):  # what no checkpoint holds, such as rotary tables
@@ -69,6 +106,28 @@ def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int) ->
     stray = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if stray:
         raise WeightsError(f"{len(stray)} tensors got no values: {', '.join(stray[:10])}")
+
+
+def _counter(model: VLM) -> VLM:
+    """A second meta model without a decoder's blocks, which counting tokens does not run. Copying names and shapes is
+    a fraction of the work of building them; it is how torch replicates modules.
+    """
+    decoder: Any = model.decoder
+    copies: dict[nn.Module, nn.Module] = {}
+
+    def twin(part: nn.Module) -> nn.Module:
+        if part not in copies:
+            copies[part] = made = part.__new__(type(part))
+            made.__dict__ = part.__dict__.copy()
+            for own in ("_parameters", "_buffers"):
+                made.__dict__[own] = part.__dict__[own].copy()
+            inside = part._modules.items()
+            made._modules = {name: inner and twin(inner) for name, inner in inside if inner is not decoder}
+        return copies[part]
+
+    counter: Any = twin(model)
+    counter.decoder = Ends(decoder.width, decoder.vocab, decoder.context)
+    return cast("VLM", counter)
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -92,7 +151,7 @@ def stored_dtype(plan: Paper) -> torch.dtype:
     return DTYPES[max(sizes, key=sizes.__getitem__)] if sizes else torch.float32
 
 
-def _joined(origin: Origin, model: VLM) -> Iterator[tuple[str, Tensor]]:
+def _joined(origin: Origin, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
     """Our tensors, each as soon as all it is made of has been read."""
     homes: dict[str, tuple[str, Piece]] = {
         theirs: (ours, piece) for ours, piece in origin.plan.pieces.items() for theirs in piece.names}
@@ -106,14 +165,7 @@ def _joined(origin: Origin, model: VLM) -> Iterator[tuple[str, Tensor]]:
             if piece.how == "twice" and not all(torch.equal(tensor, part) for part in parts.values()):
                 raise CheckpointMismatchError(f"{' and '.join(piece.names)} differ, and are said to be one",
                                               where=origin.folder, hint="decoder.tied=false keeps both")
-            shape = _at(model, ours).shape
-            yield ours, join([parts[name] for name in piece.names], piece.how, tuple(shape))
-
-
-def _at(model: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(path), leaf)
-    return found
+            yield ours, join([parts[name] for name in piece.names], piece.how, shapes[ours])
 
 
 def _draw(model: VLM, preset: Preset, name: str, device: Any, dtype: torch.dtype, seed: int) -> None:

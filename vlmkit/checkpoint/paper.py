@@ -15,6 +15,7 @@ from ..errors import CheckpointMismatchError, WeightsError
 from ..model.assemble import assemble
 from ..types import Rule
 from . import native
+from .fetch import fetch, is_hub
 from .keys import Plan, Table, compare
 from .quantize import quantize
 from .tensors import Stored, headers
@@ -22,7 +23,6 @@ from .tensors import Stored, headers
 if TYPE_CHECKING:
     from ..model.vlm import VLM
 
-HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 SECTIONS: tuple[str, ...] = Into.__args__  # type: ignore[attr-defined]
 PACKED = {"I8": "int8", "U8": "nf4"}  # what matrices of such numbers are, in a folder of ours
 SHOWN = 10  # names of a group in a message
@@ -75,13 +75,14 @@ class Paper(NamedTuple):
         return section, f"{len(sizes):,}", numbers, ", ".join(sorted(kinds)), ", ".join(homes) or "random"
 
 
-def paper(source: str | Path | Preset, *overrides: str, verify: bool = True) -> Paper:
+def paper(source: str | Path | Preset, *overrides: str, verify: bool = True, attention: str = "auto") -> Paper:
     """Compose, fetch, compare. Raises CheckpointMismatchError with every difference at once."""
-    preset, notes = _informed(_compose(source, overrides))
+    preset, told = _compose(source, overrides)
+    preset, notes = _informed(preset, told)
     if verify:
         for folder in _own(preset):
             native.verify(folder)
-    skeleton = assemble(preset)
+    skeleton = assemble(preset, attention)
     if how := _stored_quantized(preset):
         quantize(skeleton, how)
     origins = [_origin(entry, preset, skeleton) for entry in preset.weights]
@@ -112,34 +113,36 @@ def part_of(name: str) -> str:
     return max((s for s in SECTIONS if name.startswith(s + ".")), key=len, default=name.partition(".")[0])
 
 
-def home(name: str, revision: str | None = None) -> Path:
-    """The folder a `from` means; a hub id is fetched."""
+def home(name: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder a `from` means; a hub id is fetched, with its weights or without."""
     path = Path(name)
-    if path.is_dir() or not HUB.fullmatch(name):
+    if path.is_dir() or not is_hub(name):
         return path
-    from .fetch import fetch
-
-    return fetch(name if revision is None else f"{name.partition('@')[0]}@{revision}")
+    return fetch(name if revision is None else f"{name.partition('@')[0]}@{revision}", weights)
 
 
-def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> Preset:
+def _compose(source: str | Path | Preset, overrides: tuple[str, ...]) -> tuple[Preset, Path | None]:
+    """The preset, and the folder that was asked for, whose own numbers are in it already."""
     if isinstance(source, Preset):
-        return compose(source, *overrides) if overrides else source
+        return compose(source, *overrides) if overrides else source, None
     text = str(source)
     known = not isinstance(source, Path) and (text in presets() or text.endswith((".yaml", ".yml")))
-    if not known and not Path(text).expanduser().exists() and HUB.fullmatch(text):
+    if not known and not Path(text).expanduser().exists() and is_hub(text):
         text = str(home(text))
     path = Path(text).expanduser()
     if known or not path.is_dir():
-        return compose(text, *overrides)
+        return compose(text, *overrides), None
     if not native.is_native(path) and not strangers.format_of(path):
         raise WeightsError("is in no layout that vlmkit knows", where=path,
                            hint=f"it has neither {native.PRESET} with {native.LOCK} nor a config.json of a known model")
-    return compose(str(path.absolute()), *overrides)
+    return compose(str(path.absolute()), *overrides), path
 
 
-def _informed(preset: Preset) -> tuple[Preset, list[str]]:
-    """The preset with the numbers that the folders of its weights state; words and files of the user's own win."""
+def _informed(preset: Preset, known: Path | None) -> tuple[Preset, list[str]]:
+    """The preset with the numbers that the folders of its weights state; words and files of the user's own win.
+
+    known   a folder whose numbers are in the preset already
+    """
     notes: list[str] = []
     shipped = {found.path.name for found in every() if found.installed}
     for entry in preset.weights:
@@ -154,6 +157,8 @@ def _informed(preset: Preset) -> tuple[Preset, list[str]]:
             continue  # bare files say nothing about themselves; their names are compared all the same
         told = strangers.describe(folder, entry.format)
         notes += told.notes
+        if known is not None and len(preset.weights) == 1 and folder.absolute() == known.absolute():
+            continue
         preset = bind(strangers.corrected(unbind(preset), preset, told, shipped, entry.into))
     return preset, notes
 
@@ -230,6 +235,7 @@ def _complain(preset: Preset, skeleton: VLM, origins: list[Origin], random: list
         hint = "the preset and the weights must come from the same model"
         if missing and not unlike:
             hint += "; to start some sections from random weights, let each of `weights` say `into` which it fills"
+        hint = next((origin.plan.guess for origin in origins if origin.plan.guess), hint)
         if rows := _rows(origins, skeleton):
             hint = f"their vocabulary has {rows} rows: set decoder.vocab={rows}"
         raise CheckpointMismatchError("does not hold this model\n" + "\n".join(lines), hint=hint,

@@ -6,7 +6,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from .files import choose, inside, parse, stranger, weight_map
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-MAPPED = 256 << 20  # bytes of a file from which on it is mapped
+MAPPED = 64 << 20  # bytes of a file from which on it is mapped
 PLAIN = re.compile(r"[\x21-\x7e]{1,512}")  # characters a tensor name may have
 AXES, COUNT = 16, 1 << 60  # of one tensor at most, empty axes counted as one: what torch can address
 
@@ -66,26 +66,30 @@ def headers(folder: Path) -> dict[str, Stored]:
 def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, file by file as they lie there; tied names share one.   name, [shape]
 
-    check   refuse NaN and infinity
+    check   refuse NaN and infinity in what is read
 
     Small files are read into memory of the tensor's own. Large ones are mapped, as transformers and llama.cpp do: a
-    page comes from disk when it is first used, and a copy of it is made when it is first written to.
+    page comes from disk when it is first used, and a copy of it is made when it is first written to. Those are not
+    checked here: that would read all of them.
     """
     rows = sorted(stored.items(), key=lambda row: (row[1].file, row[1].start, row[1].shape, row[0]))
     for file, inner in groupby(rows, key=lambda row: row[1].file):
         try:
             with FileIO(file) as opened:
-                mapped = _map(opened) if file.stat().st_size >= MAPPED else None
+                source = _map(opened) if mapped({file}) else None
                 for row, tied in groupby(inner, key=lambda row: row[1]):
                     names = [name for name, _ in tied]
-                    tensor = (_take(opened, row) if mapped is None else _view(mapped, row)).to(device)
-                    if check:
+                    tensor = (_take(opened, row) if source is None else _view(source, row)).to(device)
+                    if check and source is None:
                         finite(names[0], tensor, file)
-                    if mapped is not None:
-                        _forget(mapped, row)
                     yield from ((name, tensor) for name in names)
         except OSError as error:
             raise CheckpointFormatError(f"cannot be read: {error.strerror}", where=file) from None
+
+
+def mapped(files: Iterable[Path]) -> set[Path]:
+    """Those that are large enough to be mapped."""
+    return {file for file in files if file.stat().st_size >= MAPPED}
 
 
 def _map(opened: FileIO) -> mmap.mmap:
@@ -102,14 +106,6 @@ def _view(mapped: mmap.mmap, row: Stored) -> Tensor:
         return torch.frombuffer(mapped, dtype=dtype, count=row.numbers, offset=row.start).view(row.shape)
     raw = torch.frombuffer(mapped, dtype=torch.uint8, count=row.numbers * dtype.itemsize, offset=row.start)
     return raw.clone().view(dtype).view(row.shape)
-
-
-def _forget(mapped: mmap.mmap, row: Stored) -> None:
-    """Give back the pages that a check has read: they are still in the system's cache, and loading stays small."""
-    first = -(-row.start // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (row.start + row.numbers * NUMBERS[row.dtype].itemsize - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def finite(name: str, tensor: Tensor, where: object = "") -> None:

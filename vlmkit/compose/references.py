@@ -34,7 +34,7 @@ class _Measure:
 
     def __init__(self, tree: Node) -> None:
         self.tree, self.sizes, self.open = tree, dict[Path, tuple[int, int]](), list[Path]()
-        self.references = 0
+        self.references, self.limits = 0, current()
 
     def all(self) -> int:
         """How many references there are."""
@@ -99,7 +99,7 @@ class _Measure:
         return node
 
     def check(self, got: int, field: str, node: Node) -> None:
-        if got > getattr(current(), field):
+        if got > getattr(self.limits, field):
             too_much("references grow too large", node.place, field, got)
 
     def refuse(self, node: Node) -> None:

@@ -56,7 +56,7 @@ class AnyRes(nn.Module):
         grid = assemble(features._replace(tokens=here.view(-1, each, 1)), layout)  # where each token of the map lies
         grid = (unpad(grid, layout) if self.config.unpad else grid)[..., 0]
         most = (self.config.budget or math.inf) * features.rows * features.cols
-        if size := smaller(*grid.shape, most):
+        if size := smaller(grid.shape[0], grid.shape[1], most):
             flat = torch.cat([flat[:each], shrink(flat, grid, size)])
             grid = torch.arange(each, len(flat), device=flat.device).view(size)
         if newline is not None:
