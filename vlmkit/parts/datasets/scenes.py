@@ -20,10 +20,10 @@ from .wordings import Question
 
 HELD_OUT = 2**40  # seeds from here on are never trained on
 SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those that are measured
-KINDS = {"objects": 0.42, "text": 0.27, "pair": 0.09, "clip": 0.22}
+KINDS = {"objects": 0.42, "text": 0.3, "pair": 0.08, "clip": 0.2}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
-    "objects": {"shape": 1, "colour": 3, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 1.5},
+    "objects": {"shape": 1, "colour": 4, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 3},
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5},
     "pair": {"pair": 1},
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "count": 0.3, "exists": 0.2},
