@@ -275,3 +275,11 @@ def test_few_tokens_are_multiplied_the_other_way_round(tokens: int, dtype: torch
     got, wanted = transformer.linear(x, weight, bias), x.double() @ weight.double().t() + bias
     assert got.is_contiguous()
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2)
+
+
+def test_a_long_row_goes_through_the_mlp_in_pieces() -> None:
+    decoder, count = build(context=2048), 2 * transformer.PIECE + 9
+    ids = torch.arange(count) % 64
+    whole = run(decoder, ids, [count])
+    with torch.inference_mode():
+        torch.testing.assert_close(run(decoder, ids, [count]), whole.detach(), rtol=0, atol=1e-5)

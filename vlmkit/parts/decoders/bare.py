@@ -22,16 +22,20 @@ class Bare:
 
     def __init__(self, blocks: nn.ModuleList, plain: Iterable[type]) -> None:
         modules = [module for block in blocks for module in block.modules()]
-        self.tables = [blocks._modules, *(t for m in modules for t in (m._parameters, m._modules))]
-        self.found = list(chain.from_iterable(map(dict.values, self.tables)))
+        self.tables: list[dict[str, Any]] = [blocks._modules]
+        self.tables += [table for m in modules for table in (m._parameters, m._modules)]
+        self.found = [value for table in self.tables for value in table.values()]
         self.hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
         self.hooks += [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.blocks = [bare(block, tuple(plain)) for block in blocks]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of the modules makes its own
+
     @property
     def holds(self) -> bool:
         """Whether nothing was replaced and nobody watches."""
-        now = chain.from_iterable(map(dict.values, self.tables))
+        now = chain.from_iterable(table.values() for table in self.tables)
         return not any(self.hooks) and all(map(is_, now, self.found))
 
 

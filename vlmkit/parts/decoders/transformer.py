@@ -25,6 +25,7 @@ from .bare import Bare
 from .rope import Rope, angles, frequencies, grown, rotate
 
 FEW = 32  # tokens that a CPU multiplies the other way round
+PIECE = 512  # tokens whose way through an MLP stays near a CPU's caches
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
     "llama": {},
@@ -110,7 +111,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not (x.is_cpu and few < len(x) <= FEW):
         return F.linear(x, weight, bias)
     y = torch.mm(weight, x.t()).t()
-    return (y if bias is None else y + bias).contiguous()
+    return (y if bias is None else y + bias.to(y.dtype)).contiguous()
 
 
 class Linear(nn.Linear):
@@ -163,7 +164,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, attention: AttentionBackend, std: float) -> None:
         super().__init__()
-        self.head, self.window = config.head, config.window
+        self.heads, self.kv_heads, self.head, self.window = config.heads, config.kv_heads, config.head, config.window
         wide, narrow = config.heads * config.head, config.kv_heads * config.head
         self.q = Linear(config.width, wide, std=std, bias=config.bias)
         self.k = Linear(config.width, narrow, std=std, bias=config.bias)
@@ -178,8 +179,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         """[total, width] -> the same"""
-        shape = len(x), -1, self.head
-        q, k, v = self.q(x).view(shape), self.k(x).view(shape), self.v(x).view(shape)
+        narrow = len(x), self.kv_heads, self.head
+        q, k, v = self.q(x).view(len(x), self.heads, self.head), self.k(x).view(narrow), self.v(x).view(narrow)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *turn), rotate(k, *turn)
@@ -197,7 +198,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[total, width] -> the same"""
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        if torch.is_grad_enabled() or not x.is_cpu:
+            return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        parts = [self.down(F.silu(self.gate(part)).mul_(self.up(part))) for part in x.split(PIECE)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Block(nn.Module):
@@ -248,7 +252,8 @@ class Transformer(nn.Module):
         """[total, width] -> [total, width], normalised"""
         past = self._check(x, lens, cache)
         turn = self._turn(lens, past, x)
-        for i, block in enumerate(self.blocks if torch.is_grad_enabled() else self._bare()):
+        blocks: Iterable[Any] = self.blocks if torch.is_grad_enabled() else self._bare()
+        for i, block in enumerate(blocks):
             x = block(x, lens, turn, None if cache is None else cache[i])
         if cache is not None:
             cache[0].lens.add_(lens)
@@ -258,7 +263,7 @@ class Transformer(nn.Module):
         """[any, width] -> [any, vocab], float32"""
         return linear(x, self.embed.weight if self.config.tied else self.head.weight).float()
 
-    def _bare(self) -> Iterable[Callable[..., Tensor]]:
+    def _bare(self) -> Iterable[Callable[..., Any]]:
         """The blocks, without what a module's call costs; with it while somebody watches."""
         if self._plain is None or not self._plain.holds:
             self._plain = Bare(self.blocks, (Block, Attention, MLP, RMSNorm, Linear))
