@@ -1,0 +1,76 @@
+"""A prompt's way through the decoder, into an empty cache: 512 to 8,192 tokens, logits of the last position.
+
+    python benchmarks/prefill.py [--size small] [--dtype bfloat16] [--device cuda]
+
+The cache that both sides fill is as large as it must be, and counts as memory on both. Logits are checked before the
+timing: in float32 to 1e-5 of their largest, in bfloat16 to a tenth of their spread. transformers is asked for the last
+position's logits only, which its generate does as well.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import floor
+import torch
+import transformers
+from measure import Bench
+from models import Pair, pair
+from torch import Tensor
+
+from vlmkit.types import Batch
+
+
+@torch.inference_mode()
+def ours(two: Pair, ids: Tensor) -> Tensor:
+    """[tokens] -> [1, vocab]"""
+    none = torch.empty(0, dtype=torch.int64, device=ids.device)
+    cache = two.model.decoder.cache(1, len(ids))
+    hidden = two.model(Batch(ids, torch.tensor([len(ids)]), none, []), cache)
+    logits: Tensor = two.model.logits(hidden[-1:])
+    return logits
+
+
+@torch.inference_mode()
+def theirs(two: Pair, ids: Tensor) -> Tensor:
+    """[tokens] -> [1, vocab]"""
+    cache = transformers.DynamicCache(config=two.theirs.config.get_text_config())
+    made = two.theirs(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    logits: Tensor = made.logits[0].float()
+    return logits
+
+
+def same(exact: bool, mine: Tensor, yours: Tensor) -> None:
+    most = 1e-5 * float(yours.abs().max().clamp(min=1)) if exact else 0.1 * float(yours.std())
+    torch.testing.assert_close(mine, yours, rtol=0, atol=most)
+
+
+def cells(bench: Bench, size: str, dtype: torch.dtype) -> None:
+    two = pair("llava", size, dtype, bench.options.device)
+    machine = floor.measure(dtype, bench.options.device)
+    for tokens in (512, 2400) if bench.options.quick else (512, 2400, 8192):
+        ids = torch.randint(10, two.shape.vocab, (tokens,), generator=torch.Generator().manual_seed(1))
+        ids = ids.to(two.theirs.device)
+        bench.row(f"{size} {str(dtype).removeprefix('torch.')}, {tokens} tokens",
+                  {"vlmkit": partial(ours, two, ids), "transformers": partial(theirs, two, ids)},
+                  same=partial(same, dtype == torch.float32), memory=True, turns=None if size == "tiny" else 3,
+                  floor=machine.prefill(two.model, [tokens]))
+
+
+def main() -> None:
+    def more(ask: Any) -> None:
+        ask.add_argument("--size", action="append", help="tiny, small; on a GPU 0.5b, 7b; may be repeated")
+        ask.add_argument("--dtype", action="append", help="float32, bfloat16; may be repeated")
+
+    bench = Bench("prefill", __doc__, more)
+    gpu = bench.options.device != "cpu"
+    sizes = ["0.5b", "7b"] if gpu else ["tiny"] if bench.options.quick else ["tiny", "small"]
+    for size in bench.options.size or sizes:
+        for dtype in bench.options.dtype or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
+            cells(bench, size, getattr(torch, dtype))
+    bench.end()
+
+
+if __name__ == "__main__":
+    main()
