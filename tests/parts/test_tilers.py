@@ -135,7 +135,8 @@ def threads(request):
 
 
 # one-pixel edges, odd sizes, and pictures that Pillow holds in several pieces
-EDGES = [(1, 1), (1, 50), (70, 1), (2, 399), (480, 641), (901, 300), (1080, 1920), (2101, 2099), (900, 5003), (4100, 1100)]
+EDGES = [(1, 1), (1, 50), (70, 1), (2, 399), (480, 641), (901, 300), (1080, 1920), (2101, 2099), (900, 5003),
+         (4100, 1100)]
 
 
 @pytest.mark.parametrize(("height", "width"), EDGES)
