@@ -30,7 +30,7 @@ def bench(
     quantize: a.Quantize = None,
     json: a.Json = False,
 ) -> None:
-    """How fast a model answers on this machine, where the time goes, and what would help."""
+    """How fast a model answers here, and what would help."""
     model, processor = load(source, words or [], device, dtype, attention, quantize)
     from vlmkit.view.speed import measure
 

@@ -63,7 +63,7 @@ class AnyRes(nn.Module):
             grid = F.pad(grid, (0, 1))
         packed = flat.index_select(0, torch.cat([here[:each], grid.flatten()]))  # the one copy that is made
         if newline is not None:
-            packed[each:].view(*grid.shape, -1)[:, -1] = newline
+            packed[each:].view(*grid.shape, packed.shape[-1])[:, -1] = newline
         return packed
 
 
