@@ -18,7 +18,7 @@ import floor
 import torch
 import transformers
 from measure import Bench, Side
-from models import Pair, pair
+from models import Pair, pair, sweep
 from torch import Tensor
 
 from vlmkit.types import Batch, KVCache
@@ -103,19 +103,5 @@ def cells(bench: Bench, size: str, dtype: torch.dtype) -> None:
                       floor=machine.decode(two.model, [context] * rows))
 
 
-def main() -> None:
-    def more(ask: Any) -> None:
-        ask.add_argument("--size", action="append", help="tiny, small; on a GPU 0.5b, 7b; may be repeated")
-        ask.add_argument("--dtype", action="append", help="float32, bfloat16; may be repeated")
-
-    bench = Bench("decode", __doc__, more)
-    gpu = bench.options.device != "cpu"
-    sizes = ["0.5b", "7b"] if gpu else ["tiny"] if bench.options.quick else ["tiny", "small"]
-    for size in bench.options.size or sizes:
-        for dtype in bench.options.dtype or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
-            cells(bench, size, getattr(torch, dtype))
-    bench.end()
-
-
 if __name__ == "__main__":
-    main()
+    sweep("decode", __doc__, cells)

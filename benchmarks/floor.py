@@ -21,6 +21,8 @@ import torch
 from measure import wait
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlmkit.view.speed import bytes_a_token
+
 
 class Machine(NamedTuple):
     flops: float  # a second, of a square matrix product
@@ -32,12 +34,12 @@ class Machine(NamedTuple):
 
     def decode(self, model: Any, seen: Sequence[int]) -> float:
         """One token for each row, of so many positions seen."""
-        size = weight_bytes(model.decoder) + cache_bytes(model.decoder, seen)
+        size = bytes_a_token(model.decoder, sum(seen))
         return self.seconds(decoder_flops(model.decoder, [1] * len(seen), seen), size)
 
     def prefill(self, model: Any, lens: Sequence[int]) -> float:
         """Prompts of these lengths through the decoder, logits of the last positions."""
-        return self.seconds(decoder_flops(model.decoder, lens), weight_bytes(model.decoder))
+        return self.seconds(decoder_flops(model.decoder, lens), bytes_a_token(model.decoder, 0))
 
     def vision(self, model: Any, tiles: int, tower: Any = None) -> float:
         """Tiles through the tower."""
@@ -73,18 +75,6 @@ def best(work: Callable[[], Any], device: str, tries: int = 15) -> float:
         wait(device)
         found.append(time.perf_counter() - begun)
     return min(found)
-
-
-def weight_bytes(decoder: Any) -> int:
-    """What every step reads: blocks, norm and head; of the embedding only rows, unless it is the head."""
-    embed = 0 if decoder.config.tied else decoder.embed.weight.nbytes
-    return sum(p.nbytes for p in decoder.parameters()) - embed
-
-
-def cache_bytes(decoder: Any, seen: Sequence[int]) -> int:
-    """Keys and values of so many positions."""
-    c = decoder.config
-    return 2 * sum(seen) * c.layers * c.kv_heads * c.head * decoder.embed.weight.itemsize
 
 
 def decoder_flops(decoder: Any, lens: Sequence[int], past: Sequence[int] | None = None) -> int:

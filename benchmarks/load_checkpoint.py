@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,8 @@ LOADS = {
 WORDS = {name: "decoder" if name == "vlmkit" else "language_model" for name in LOADS}  # of the tower, vlmkit reads less
 CHILD = """
 import json, math, sys, time, torch
+from measure import resident
 {load}
-def resident(key):
-    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(key)) / 1024
 load(sys.argv[2])
 before, begun = resident('VmRSS'), time.perf_counter()
 model, _ = load(sys.argv[1])
@@ -81,7 +81,8 @@ def write(folder: Path, layers: int, width: int) -> float:
 def load(name: str, folder: Path, small: Path) -> tuple[float, dict[str, list[float]]]:
     """The sum of the language model's weights; for `ready` and `touched`: seconds, MiB."""
     child = CHILD.format(load=LOADS[name], words=WORDS[name])
-    done = subprocess.run([sys.executable, "-c", child, str(folder), str(small)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", child, str(folder), str(small)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})  # measure, too
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
     total, told = json.loads(done.stdout.strip().splitlines()[-1])

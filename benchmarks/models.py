@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from measure import Bench
 from transformers.initialization import no_init_weights
 
 import vlmkit
@@ -266,6 +268,21 @@ def reader(family: str, shape: Shape, fast: bool = False) -> Any:
             return transformers.VideoLlavaProcessor(
                 theirs.square(transformers.VideoLlavaImageProcessor, side), video, **given)
     raise KeyError(family)
+
+
+def sweep(stage: str, about: str | None, cells: Callable[[Bench, str, torch.dtype], None]) -> None:
+    """A stage of the decoder alone, in the sizes and dtypes that suit the device, or those that were asked for."""
+    def more(ask: Any) -> None:
+        ask.add_argument("--size", action="append", help="tiny, small; on a GPU 0.5b, 7b; may be repeated")
+        ask.add_argument("--dtype", action="append", help="float32, bfloat16; may be repeated")
+
+    bench = Bench(stage, about, more)
+    gpu = bench.options.device != "cpu"
+    sizes = ["0.5b", "7b"] if gpu else ["tiny"] if bench.options.quick else ["tiny", "small"]
+    for size in bench.options.size or sizes:
+        for dtype in bench.options.dtype or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
+            cells(bench, size, getattr(torch, dtype))
+    bench.end()
 
 
 def same_ids(ours: Any, theirs: Any) -> None:

@@ -10,13 +10,12 @@ position's logits only, which its generate does as well.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import floor
 import torch
 import transformers
 from measure import Bench
-from models import Pair, pair
+from models import Pair, pair, sweep
 from torch import Tensor
 
 from vlmkit.types import Batch
@@ -58,19 +57,5 @@ def cells(bench: Bench, size: str, dtype: torch.dtype) -> None:
                   floor=machine.prefill(two.model, [tokens]))
 
 
-def main() -> None:
-    def more(ask: Any) -> None:
-        ask.add_argument("--size", action="append", help="tiny, small; on a GPU 0.5b, 7b; may be repeated")
-        ask.add_argument("--dtype", action="append", help="float32, bfloat16; may be repeated")
-
-    bench = Bench("prefill", __doc__, more)
-    gpu = bench.options.device != "cpu"
-    sizes = ["0.5b", "7b"] if gpu else ["tiny"] if bench.options.quick else ["tiny", "small"]
-    for size in bench.options.size or sizes:
-        for dtype in bench.options.dtype or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
-            cells(bench, size, getattr(torch, dtype))
-    bench.end()
-
-
 if __name__ == "__main__":
-    main()
+    sweep("prefill", __doc__, cells)

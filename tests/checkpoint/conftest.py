@@ -16,6 +16,7 @@ from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+pytest.register_assert_rewrite("agreement")
 
 SMALL = ("decoder.layers=1", "decoder.width=32", "decoder.heads=2", "decoder.kv_heads=1", "decoder.ffn=48",
          "tower.options.channels=[8,8,16,8]")  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 import vlmkit
 from vlmkit.cli.bench import advice
 from vlmkit.cli.main import main
-from vlmkit.view.speed import Speed, _bytes_a_token, measure
+from vlmkit.view.speed import Speed, bytes_a_token, measure
 
 PLAIN = Speed({"pictures": 0.1, "ids": 0.1, "vision": 0.1, "prefill": 0.7, "decode": 1.0}, 1.0, 10.0, 100, 90, 11, 1000,
               0.01, 1e9, 2000)
@@ -57,7 +57,7 @@ def test_bytes_of_a_token(tiny: Any) -> None:
     config = decoder.config
     whole = sum(p.numel() * 4 for name, p in decoder.named_parameters() if config.tied or not name.startswith("embed"))
     positions = 10 * 2 * config.layers * config.kv_heads * config.head * 4
-    assert _bytes_a_token(tiny[0].float(), 10) == whole + positions
+    assert bytes_a_token(tiny[0].float().decoder, 10) == whole + positions
 
 
 @pytest.mark.parametrize(("stages", "rate", "word"), [

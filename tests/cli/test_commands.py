@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,6 @@ from PIL import Image, ImageDraw
 
 from vlmkit.cli.main import main
 from vlmkit.plugins import make_manager
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command that must succeed; gives its standard output, as JSON when it was asked for."""
-    def run(*words: str) -> Any:
-        status = main(list(words))
-        captured = capsys.readouterr()
-        assert status == 0, captured.err
-        return json.loads(captured.out) if "--json" in words else captured.out
-    return run
 
 
 @pytest.fixture

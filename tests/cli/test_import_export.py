@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,17 +24,6 @@ from vlmkit.cli import compare  # noqa: E402
 from vlmkit.cli.main import main  # noqa: E402
 
 pytestmark = pytest.mark.parity
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command that must succeed; gives its standard output, as JSON when it was asked for."""
-    def run(*words: str) -> Any:
-        status = main(list(words))
-        captured = capsys.readouterr()
-        assert status == 0, captured.err
-        return json.loads(captured.out) if "--json" in words else captured.out
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ import torch
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
+import agreement  # noqa: E402
 import small  # noqa: E402
 import theirs  # noqa: E402
 from small import Talk, clip, picture  # noqa: E402
 
 import vlmkit  # noqa: E402
 from vlmkit.model.assemble import assemble  # noqa: E402
-from vlmkit.parts.towers.timm import normalise  # noqa: E402
 
 A, B, C = picture(48, 64, 1), picture(70, 33, 2), picture(33, 120, 3)
 WIDE, LARGE = picture(60, 200, 4), picture(380, 270, 5)
@@ -67,26 +67,9 @@ def ours(name):
 
 @pytest.mark.parametrize(("name", "talks"), CASES)
 def test_family(name, talks):
-    model, process, talks = ours(name), small.processor(name), [TALKS[talk] for talk in talks.split()]
-    batch, read = process([talk.messages for talk in talks]), theirs.read(name, talks)
-
-    real = read["attention_mask"].bool()
-    assert batch.lens.tolist() == real.sum(1).tolist()
-    assert batch.ids.tolist() == read["input_ids"][real].tolist()
-    same_pixels(batch, read, model)
-
-    with torch.inference_mode():
-        places = (real.cumsum(1) - 1).clamp(min=0)  # as their generate does; forward alone would count the padding
-        wanted = theirs.model(name)(**read, position_ids=places).logits[real]
-        found = model.logits(model(batch))
-    assert wanted.std() > 0.3  # the weights are drawn so that there is something to compare
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-
-    spare = list(range(small.WORDS, small.VOCAB))
-    answers = theirs.model(name).generate(**read, max_new_tokens=32, do_sample=False, suppress_tokens=spare)
-    said = vlmkit.generate(model, process, [talk.messages for talk in talks], max_new_tokens=32, ignore_eos=True,
-                           details=True)
-    assert [answer.ids for answer in said] == answers[:, real.shape[1]:].tolist()
+    talks = [TALKS[talk] for talk in talks.split()]
+    messages = [talk.messages for talk in talks]
+    agreement.as_transformers(name, ours(name), small.processor(name), messages, theirs.read(name, talks))
 
 
 @pytest.mark.parametrize(("name", "talk"), [("next-video", "later"), ("onevision", "turns")])
@@ -118,14 +101,3 @@ def test_norms_of_the_tower(name, eps):
     tower = assemble(small.preset(name)).tower
     assert {norm.eps for norm in tower.modules() if isinstance(norm, torch.nn.LayerNorm)} == {eps}
     assert name != "vip-llava" or small.preset(name).projector.norm == 1e-5
-
-
-def same_pixels(batch, read, model):
-    """What our tower makes of its bytes is, bit for bit, what their processor gives; tiles of padding left out."""
-    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        pixels = [visual.pixels for visual in batch.visuals if visual.layout.kind == kind]
-        assert bool(pixels) == (key in read)
-        for own, their in zip(pixels, read.get(key, []), strict=True):
-            their = their if their.ndim == 4 else their[None]
-            assert torch.equal(normalise(own, model.tower.mean, model.tower.std), their[: len(own)])
-            assert not their[len(own):].any()

@@ -77,8 +77,8 @@ class Paper(NamedTuple):
 
 def paper(source: str | Path | Preset, *overrides: str, verify: bool = True, attention: str = "auto") -> Paper:
     """Compose, fetch, compare. Raises CheckpointMismatchError with every difference at once."""
-    preset, told = _compose(source, overrides)
-    preset, notes = _informed(preset, told)
+    preset, known = _compose(source, overrides)
+    preset, notes = _informed(preset, known)
     if verify:
         for folder in _own(preset):
             native.verify(folder)

@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ SLICE = 1 << 20  # weights made whole at a time on a CPU, where they stay in its
 FEW = 8  # tokens up to which torch's kernel for bfloat16 on a CPU is the faster way
 
 
-class Quantized(nn.Module):
+class Quantized(nn.Module, ABC):
     """A linear layer that keeps its matrix in few bits: buffers `weight` and `scale`, as `pack` makes them.
 
     Both are plain tensors, so a state dict goes through safetensors as it is. The scale has the dtype of the model.
@@ -40,9 +41,9 @@ class Quantized(nn.Module):
             self.register_buffer(name, tensor)
 
     @classmethod
+    @abstractmethod
     def pack(cls, weight: Tensor) -> dict[str, Tensor]:
         """[outs, ins] -> `weight` and `scale`, on the same device"""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{self.ins}, {self.outs}, bias={self.bias is not None}"

@@ -21,6 +21,11 @@ FIRST = 256  # positions a row has at least, when somebody may need that many
 LEAST = 16  # tokens that a prompt must share with a row to start from it
 
 
+def position_bytes(decoder: Any) -> int:
+    """Keys and values of one position, in all layers."""
+    return sum(t.nbytes for layer in decoder.cache(1, 1) for t in (layer.k, layer.v))
+
+
 def nothing() -> Tensor:
     return torch.empty(0, dtype=torch.int64)
 
@@ -73,7 +78,7 @@ class Rows:
 
     def __init__(self, decoder: Any, most: int, memory: float = inf) -> None:
         self.most, self.memory = most, memory
-        self.size = sum(t.numel() * t.element_size() for layer in decoder.cache(1, 1) for t in (layer.k, layer.v))
+        self.size = position_bytes(decoder)
         self.cache: list[KVCache] = decoder.cache(0, 0)
         self.rows: list[Row] = []
         self._clock = 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..generate.answer import generate
+from ..generate.rows import position_bytes
 from ..model.vlm import VLM
 from ..types import Batch
 
@@ -73,7 +74,7 @@ def measure(model: VLM, processor: Any, conversation: Sequence[Any], new: int = 
     decode = max(found["whole"] - found["first"], 1e-9)
     prefill = max(0.0, found["first"] - tiles - found["ids"] - vision)
     stages = {"pictures": tiles, "ids": found["ids"], "vision": vision, "prefill": prefill, "decode": decode}
-    read, size = bandwidth(device), _bytes_a_token(model, len(batch.ids))
+    read, size = bandwidth(device), bytes_a_token(model.decoder, len(batch.ids))
     return Speed(stages, found["first"], (said - 1) / decode, len(batch.ids), len(batch.slots), said,
                  sum(p.nbytes for p in model.parameters()), size / read, read, _peak(device))
 
@@ -86,13 +87,11 @@ def bandwidth(device: torch.device, size: int = 2**28) -> float:
     return wide.nbytes / min(_seconds(lambda: wide @ thin, device) for _ in range(7))
 
 
-def _bytes_a_token(model: VLM, seen: int) -> int:
+def bytes_a_token(decoder: Any, seen: int) -> int:
     """What one more token reads: the decoder's weights, of the embedding only a row, and keys and values so far."""
-    decoder: Any = model.decoder
     embed = sum(p.nbytes for p in decoder.embed.parameters())
     weights = sum(p.nbytes for p in decoder.parameters()) - (embed if hasattr(decoder, "head") else 0)
-    row = sum(x.nbytes for layer in decoder.cache(1, 1) for x in (layer.k, layer.v))
-    return int(weights + seen * row)
+    return int(weights + seen * position_bytes(decoder))
 
 
 def _words(content: Any) -> Any:

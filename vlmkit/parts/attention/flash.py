@@ -43,7 +43,7 @@ class Flash:
         if not sequences:
             return torch.zeros_like(q)
         if cache is None or not any(s.past for s in sequences):
-            at = spans(tuple(sequences), None, q.device)
+            at = spans(sequences, None, q.device)
             out: Tensor = _library().flash_attn_varlen_func(
                 q, k, v, at.queries, at.queries, at.longest, at.longest, causal=True, window_size=reach(window))
             return out

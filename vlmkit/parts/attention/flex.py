@@ -42,7 +42,7 @@ class Flex:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
         if q.is_cpu and learns(q):
             raise ShapeError("flex attention has no gradients on a CPU", hint="train with attention=sdpa")
-        sequences = tuple(place(k, v, lens, cache))
+        sequences = place(k, v, lens, cache)
         if not sequences:
             return torch.zeros_like(q)
         if cache is not None:

@@ -50,7 +50,7 @@ class Varlen:
                  window: int | None = None) -> Tensor:
         """q [total, heads, head]   k, v [total, kv_heads, head] -> [total, heads, head]"""
         check(q, cache)
-        sequences = tuple(place(k, v, lens, cache))
+        sequences = place(k, v, lens, cache)
         if not sequences:
             return torch.zeros_like(q)
         if self.kernels and attention.current_flash_attention_impl() != self.kernels:
