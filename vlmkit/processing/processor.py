@@ -33,6 +33,13 @@ class Planned(NamedTuple):
     tokens: int
 
 
+class Measured(NamedTuple):
+    """How many tokens a conversation has, and how many of them are pictures and clips."""
+
+    tokens: int
+    visual: int
+
+
 class Processor:
     """Prepares conversations for one model.
 
@@ -71,8 +78,18 @@ class Processor:
         with Ahead() as ahead:
             return self._draft(messages, reply, labels, too_long, ahead)()
 
+    def measure(self, messages: Any) -> Measured:
+        """How long a conversation to learn from is, by text and headers: what prepares it counts, but cuts no pixel."""
+        prompt, planned = self._prompt(messages, False, "refuse")
+        visual = sum(planned[seen.index].tokens for seen in prompt.seen)
+        return Measured(len(prompt.ids) - len(prompt.seen) + visual, visual)
+
     def _draft(self, messages: Any, reply: bool, labels: bool, too_long: Policy, ahead: Ahead) -> Callable[[], Sample]:
         """Its text, while pictures are decoded ahead."""
+        return self._fill(*self._prompt(messages, reply, too_long), labels, ahead)
+
+    def _prompt(self, messages: Any, reply: bool, too_long: Policy) -> tuple[Prompt, list[Planned]]:
+        """Its ids, one for each visual, and how long each visual is."""
         turns, media = conversation.read(messages)
         planned = self._plan(media)
         turns = self._note(turns, planned)
@@ -80,9 +97,8 @@ class Processor:
             prompt = self._read(turns, reply)
             total = len(prompt.ids) + sum(planned[seen.index].tokens - 1 for seen in prompt.seen)
             if total <= self.context:
-                break
+                return prompt, planned
             turns = self._shorten(turns, prompt, planned, total, too_long)
-        return self._fill(prompt, planned, labels, ahead)
 
     def _plan(self, media: Sequence[tuple[Literal["image", "video"], Any]]) -> list[Planned]:
         """Open headers, cut on paper, count tokens."""
@@ -133,14 +149,14 @@ class Processor:
         """Leave out the oldest visual or the oldest exchange, whole. A picture is never cut."""
         if policy == "drop_media" and prompt.seen:
             oldest = prompt.seen[0]
-            warnings.warn(f"{total} tokens do not fit {self.context}: left out {_name(oldest, planned)}", stacklevel=4)
+            warnings.warn(f"{total} tokens do not fit {self.context}: left out {_name(oldest, planned)}", stacklevel=5)
             return [Turn(turn.role, [part for part in turn.content if part != oldest]) for turn in turns]
         if policy == "drop_turns":
             start = int(turns[0].role == "system")
             later = [at for at, turn in enumerate(turns) if turn.role == "user" and at > start]
             if later:
                 warnings.warn(f"{total} tokens do not fit {self.context}: left out {later[0] - start} turns",
-                              stacklevel=4)
+                              stacklevel=5)
                 return turns[:start] + turns[later[0] :]
         shares = {seen: planned[seen.index].tokens for seen in prompt.seen}
         visual = sum(shares.values())
