@@ -159,7 +159,7 @@ def test_it_fits_together_and_has_every_parameter(name: str) -> None:
 
 def test_a_run_lies_over_a_preset(tmp_path: Path) -> None:
     run: Any = compose("tiny", "runs/tiny", "steps=7", "needs=[]")
-    assert (run.name, run.steps, run.data.use, run.train["decoder"]) == ("tiny", 7, "scenes", 4e-3)
+    assert (run.name, run.steps, run.data.use, run.train["decoder"].rate) == ("tiny", 7, "scenes", 4e-3)
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(run.dump(), sort_keys=False))
     assert compose(str(tmp_path)) == run
     with pytest.raises(PresetValueError, match="put a preset before it"):

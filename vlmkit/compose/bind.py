@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from types import NoneType
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,11 +15,15 @@ from vlmkit.contracts import PartConfig, PartOf
 from vlmkit.errors import PluginError, PresetValueError, Problem, tell
 
 from .merge import is_word, lay, set_words
-from .nodes import Node, Path, dotted, parse, walk
+from .nodes import Node, Path, dotted, parse, plain, walk
 from .preset import Places, Preset, Run
 from .read import read
 from .references import resolve
 from .say import complaints, shown
+from .study import Study
+
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class Source(NamedTuple):
@@ -42,7 +46,7 @@ def bind(tree: Node) -> Preset:
     """A merged tree as a preset; raises `PresetValueError` with all its problems."""
     data, nodes = resolve(tree), dict(walk(tree))
     walker = _Walk(nodes)
-    kind = Run if "train" in data else Preset
+    kind = Study if "vary" in data else Run if "train" in data else Preset
     preset = cast(Preset | None, walker.section(kind, data, ()))
     if preset is not None and preset.image is None and preset.video is None:
         walker.problem((), "nothing to look at; add an `image` or a `video` section")
@@ -53,6 +57,25 @@ def bind(tree: Node) -> Preset:
     preset._places.update(_places(preset, nodes))
     preset._places.tree = tree
     return preset
+
+
+def bind_part(entry: registry.Entry, data: dict[str, Any]) -> PartConfig:
+    """One part's section by itself; raises `PresetValueError` with all its problems."""
+    name = f"{entry.kind} {entry.name}"
+    walker = _Walk({(): parse(json.dumps(data), name, line=False)})
+    made = walker.section(entry.config, {**data, "use": entry.name}, ())
+    if walker.problems or made is None:
+        raise PresetValueError(tell(name, walker.problems), problems=tuple(walker.problems))
+    return cast(PartConfig, made)
+
+
+def bind_section(kind: type[S], tree: Node, title: str) -> S:
+    """A tree as one section by itself, such as what a command says about data."""
+    walker = _Walk(dict(walk(tree)))
+    made = walker.section(kind, plain(tree), ())
+    if walker.problems or made is None:
+        raise PresetValueError(tell(title, walker.problems), problems=tuple(walker.problems))
+    return cast(S, made)
 
 
 def unbind(preset: Preset) -> Node:
@@ -172,6 +195,8 @@ def held(annotation: Any) -> PartOf | type[BaseModel] | None:
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not PartConfig:
         return annotation
+    if get_origin(annotation) is dict:  # names of its own: pydantic reads it
+        return None
     inner = [held(arg) for arg in (annotation if isinstance(annotation, tuple) else _arguments(annotation))]
     found = list(dict.fromkeys(one for one in inner if one is not None))
     return found[0] if len(found) == 1 else None
@@ -186,6 +211,8 @@ def _stand_in(made: Any) -> Any:
     """What a bound value looks like to the class that holds it."""
     if isinstance(made, list | tuple):
         return [_stand_in(item) for item in made]
+    if isinstance(made, dict):
+        return {key: _stand_in(value) for key, value in made.items()}
     if isinstance(made, PartConfig):
         return {"use": made.use}
     if isinstance(made, BaseModel):

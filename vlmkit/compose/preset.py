@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from vlmkit.contracts import PartConfig, PartOf
 
@@ -83,14 +93,104 @@ class Schedule(Section):
     decay: float = Field(1.0, gt=0, le=1, description="share of the steps, the last ones, in which it falls to nothing")
 
 
+class Lora(Section):
+    """Low-rank adapters on the linear layers of a part's blocks; the part itself stays as it is."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, description="the adapters' share is alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+def _short(schema: dict[str, Any]) -> None:
+    """A rate alone may stand for the whole section."""
+    whole = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "number", "exclusiveMinimum": 0}, whole]
+
+
+class Learns(Section):
+    """How a part learns. A number is short for `rate`."""
+
+    model_config = ConfigDict(json_schema_extra=_short)
+
+    rate: float = Field(gt=0, description="the full learning rate")
+    weight_decay: float = Field(0.02, ge=0, description="of matrices; vectors have none")
+    layers: str | None = Field(None, pattern=r"^(-?\d+)?:(-?\d+)?$",
+                               description="which of its blocks, as Python slices: `16:` or `-4:`; all when not given")
+    from_step: int = Field(0, ge=0, description="frozen before this step")
+    lora: Lora | None = Field(None, description="learn adapters in its place")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, given: Any) -> Any:
+        return {"rate": given} if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return self.rate if self.model_fields_set == {"rate"} else dump(self)
+
+
+def _asked(train: Any) -> Any:
+    """`null` freezes what a lower layer trained."""
+    return {k: v for k, v in train.items() if v is not None} if isinstance(train, dict) else train
+
+
+Train = Annotated[dict[str, Learns], BeforeValidator(_asked), Field(
+    description="section -> learning rate, or how it learns; everything unnamed is frozen")]  # fmt: skip
+
+
+class Machine(Section):
+    """How a run is computed; it belongs to the machine, and the losses to the run."""
+
+    device: str = Field("auto", description="cpu, cuda, mps; auto takes a GPU when there is one")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 keeps float32 master weights")
+    recompute: bool = Field(False, description="compute blocks again in the backward pass: less memory, more time")
+    compile: bool = Field(False, description="compile each block")
+    shard: Literal["none", "fsdp", "tensor"] = Field("none", description="over the processes of torchrun")
+    attention: str = Field("auto", description="the attention backend")
+    features: Literal["auto", "off", "on"] = Field("auto", description="keep what a frozen tower saw")
+
+
+class Stage(Section):
+    """A part of a run. What it says stands in place of what the run says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    data: Annotated[PartConfig, PartOf("dataset")] | None = None
+    train: Train | None = None
+    steps: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    schedule: Schedule | None = None
+    optimizer: Literal["muon", "adamw"] | None = None
+
+
 class Run(Preset):
     """A preset with what it takes to train it."""
 
     data: Annotated[PartConfig, PartOf("dataset")]
-    train: dict[str, float] = Field(description="section -> learning rate; everything unnamed is frozen")
+    train: Train
     steps: int = Field(ge=1)
     batch: int = Field(32, ge=1, description="conversations of one step")
+    tokens: int | None = Field(None, ge=1, description="tokens of one step, in place of `batch`: samples laid end to "
+                               "end up to it")
     schedule: Schedule = Field(default_factory=Schedule)
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="of the matrices between layers; the rest is AdamW's")
+    clip: float = Field(1.0, gt=0, description="the largest norm of a gradient")
     seed: int = Field(0, ge=0, description="of the weights a training starts from")
     save_every: int = Field(500, ge=1, description="steps between two saves")
     workers: int = Field(1, ge=0, description="processes that prepare data")
+    skip: float = Field(0.01, ge=0, le=1, description="share of bad samples that may be left out")
+    log: Literal["tensorboard", "wandb", "none"] = Field("tensorboard", description="where losses go beside log.jsonl; "
+                                                         "tensorboard when it is installed")
+    machine: Machine = Field(default_factory=Machine)
+    stages: tuple[Stage, ...] = Field((), description="one after the other; each lays its fields over the run's")
+    exam: Annotated[PartConfig, PartOf("dataset")] | None = Field(None, description="held-out data that is measured on")
+    measure: tuple[Annotated[PartConfig, PartOf("metric")], ...] = Field((), description="what is measured on `exam`")
+
+    @field_validator("stages")
+    @classmethod
+    def _named(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [stage.name for stage in stages]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two stages are named {twice}")
+        return stages

@@ -6,6 +6,7 @@ Nothing is required in it, because a preset may extend another; a reference may 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,9 +43,10 @@ class _Writer:
             inner = held((field.annotation, *field.metadata))
             leaf = {k: v for k, v in told["properties"][key].items() if k not in ("title", "default")}
             properties[key] = _open(leaf) if inner is None else self.inner(inner, "array" in json.dumps(leaf))
-            if inner is not None and field.description:
+            if inner is None:  # it may name words, or be a mapping of sections
+                self.defs |= _named(leaf, told.get("$defs", {}))
+            elif field.description:
                 properties[key]["description"] = field.description
-        self.defs.update({k: v for k, v in told.get("$defs", {}).items() if "enum" in v})
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def inner(self, inner: PartOf | type[BaseModel], several: bool) -> dict[str, Any]:
@@ -74,6 +76,12 @@ class _Writer:
             whole = {"type": "object", "properties": {"use": use}, "allOf": fields}
             self.defs[kind] |= {"anyOf": [use, whole]}
         return kind
+
+
+def _named(leaf: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    """The definitions of pydantic's that a leaf names, and those they name."""
+    names = re.findall(r'"#/\$defs/(\w+)"', json.dumps(leaf))
+    return {k: v for name in names for k, v in [(name, defs[name]), *_named(defs[name], defs).items()]}
 
 
 def _open(leaf: dict[str, Any]) -> dict[str, Any]:
