@@ -191,4 +191,6 @@ class CheckpointFormat(Protocol):
 
 
 Dataset = Iterable[list[dict[str, Any]]]  # build(config) -> conversations, as `processor` takes them
-Metric = Callable[[list[str], list[str]], float]  # build(config) -> (answers, references) -> score
+# build(config) -> (answers, all right answers to each) -> score. One with `choices` is given not what the model says
+# but the likeliest of these, or of those that the question brings where there are none.
+Metric = Callable[[list[str], list[list[str]]], float]

@@ -117,7 +117,8 @@ def home(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder a `from` means; a hub id is fetched, with its weights or without."""
     path = Path(name)
     if path.is_dir() or not is_hub(name):
-        return path
+        shipped = presets().get(name)  # a preset that lies in a folder with its weights, such as `tiny`
+        return shipped.parent if shipped and not path.is_dir() and native.is_native(shipped.parent) else path
     return fetch(name if revision is None else f"{name.partition('@')[0]}@{revision}", weights)
 
 

@@ -10,11 +10,13 @@ from vlmkit.hookspecs import hookimpl
 @hookimpl
 def vlmkit_commands(commands: Any) -> None:
     """In the order of a first visit: look around, look at one, use it."""
+    from .ablate import ablate
     from .bench import bench
     from .chat import chat
     from .check import check
     from .diff import diff
     from .doctor import doctor
+    from .eval import eval_
     from .explain import explain
     from .export import export
     from .generate import generate
@@ -29,5 +31,5 @@ def vlmkit_commands(commands: Any) -> None:
     from .train import train
 
     for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, bench, quality,
-                    import_, export, train, doctor, limits):  # fmt: skip
+                    import_, export, train, ablate, eval_, doctor, limits):  # fmt: skip
         commands.command(command.__name__.rstrip("_"))(command)

@@ -1,12 +1,13 @@
-"""How many answers are right. One forward pass tells for a whole batch, without generating."""
+"""What one forward pass tells about answers that are known: how many are right, and which is the likeliest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..types import Batch
 from .loss import targets
@@ -29,22 +30,30 @@ def exam(model: VLM, processor: Processor, questions: Iterable[tuple[str, Conver
     training, rest = model.training, iter(questions)
     model.eval()
     while some := list(islice(rest, size)):
-        batch = processor([conversation for _, conversation in some], reply=False, labels=True)
-        for (skill, _), right in zip(some, _right(model, batch), strict=True):
+        logits, wanted, owner = _read(model, processor, [conversation for _, conversation in some])
+        wrong = owner[logits.argmax(-1) != wanted].tolist()
+        for at, (skill, _) in enumerate(some):
             before = marks.get(skill, (0, 0))
-            marks[skill] = before[0] + right, before[1] + 1
+            marks[skill] = before[0] + (at not in wrong), before[1] + 1
     model.train(training)
     return dict(sorted(marks.items()))
 
 
+def likeliest(model: VLM, processor: Processor, conversations: Sequence[Conversation]) -> int:
+    """Which of several endings of one conversation has the largest probability, its closing token included."""
+    logits, wanted, owner = _read(model, processor, conversations)
+    each = logits.log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
+    return int(each.new_zeros(len(conversations)).index_add(0, owner, each).argmax())
+
+
 @torch.no_grad()
-def _right(model: VLM, batch: Batch) -> Iterator[bool]:
+def _read(model: VLM, processor: Processor, conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits where answers stand, the tokens that stand there, and whose they are.   [learned, vocab], [learned] x 2"""
+    batch: Batch = processor(list(conversations), reply=False, labels=True)
+    batch = batch.to(next(model.parameters()).device)
     at, wanted = targets(batch)
-    correct = model.logits(model(batch)[at]).argmax(-1) == wanted
-    ends = batch.lens.cumsum(0)
-    owner = torch.bucketize(at.cpu(), ends, right=True)
-    for i in range(len(batch.lens)):
-        yield bool(correct.cpu()[owner == i].all())
+    owner = torch.bucketize(at, batch.lens.cumsum(0).to(at.device), right=True)
+    return model.logits(model(batch)[at]), wanted, owner
 
 
 def tell(marks: dict[str, tuple[int, int]]) -> str:
