@@ -61,6 +61,8 @@ class Config(PartConfig):
 class Scenes:
     """Conversations, drawn as they are asked for."""
 
+    ordered = True  # every scene is another one already; they come in the order of their seeds
+
     def __init__(self, config: Config) -> None:
         self.config = config
 
