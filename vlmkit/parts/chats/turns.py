@@ -28,6 +28,8 @@ def styles() -> dict[str, dict[str, Any]]:
 
 
 class Config(PartConfig):
+    """The style, and what is said differently in it."""
+
     style: str = Field(description="how turns are written: a name of styles.yaml")
     system: str | None = Field(None, description="the system text; null is the style's own, '' is none")
     visual: tuple[str, str] | None = Field(None, description="text around each visual, such as <im_start> and <im_end>")

@@ -18,7 +18,7 @@ class Rope(BaseModel):
 
     model_config = PartConfig.model_config
 
-    type: Literal["none", "linear", "dynamic", "llama3"] = "none"
+    type: Literal["none", "linear", "dynamic", "llama3"] = Field("none", description="the rule that stretches")
     factor: float = Field(1.0, ge=1, description="how many times further")
     low: float = Field(1.0, gt=0, description="llama3: waves with fewer turns in `original` are stretched")
     high: float = Field(4.0, gt=0, description="llama3: waves with more turns in `original` are kept")

@@ -50,9 +50,9 @@ class Config(PartConfig):
     family: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(
         "llama", description="gives the defaults of bias, norms and window"
     )
-    width: int = Field(ge=1, le=100_000)  # upper ends: a preset must not build blocks without end
-    layers: int = Field(ge=1, le=1024)
-    heads: int = Field(ge=1, le=10_000)
+    width: int = Field(ge=1, le=100_000, description="of a token")  # upper ends: no preset builds without end
+    layers: int = Field(ge=1, le=1024, description="blocks")
+    heads: int = Field(ge=1, le=10_000, description="heads of queries")
     kv_heads: int = Field(ge=1, le=10_000, description="heads of keys and values; `heads` when not given")
     head: int = Field(ge=2, le=10_000, multiple_of=2, description="width of a head; width / heads when not given")
     ffn: int = Field(ge=1, le=1_000_000, description="width inside the MLP")
@@ -225,13 +225,15 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The decoder. Its weights start small: normal, with a deviation that follows from `width`."""
 
+    block = Block  # what repeats; a decoder of another block is this one with that
+
     def __init__(self, config: Config, attention: AttentionBackend) -> None:
         super().__init__()
         self.config, self.width, self.vocab, self.context = config, config.width, config.vocab, config.context
         self.steady = config.rope.type != "dynamic"  # a position's key does not change with the sequence's length
         std = (2 / (5 * config.width)) ** 0.5  # Nguyen and Salazar 2019; about 0.02 at width 1024
         self.embed = Embedding(config.vocab, config.width, std=std)
-        self.blocks = nn.ModuleList(Block(config, attention, std) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(self.block(config, attention, std) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
         self._plain: Bare | None = None
         if not config.tied:
@@ -266,7 +268,7 @@ class Transformer(nn.Module):
     def _bare(self) -> Iterable[Callable[..., Any]]:
         """The blocks, without what a module's call costs; with it while somebody watches."""
         if self._plain is None or not self._plain.holds:
-            self._plain = Bare(self.blocks, (Block, Attention, MLP, RMSNorm, Linear))
+            self._plain = Bare(self.blocks, (self.block, Attention, MLP, RMSNorm, Linear))
         return self._plain.blocks if self._plain.holds else self.blocks
 
     def _check(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None) -> Tensor:

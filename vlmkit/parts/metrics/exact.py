@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from vlmkit.contracts import Metric, PartConfig
 
 
 class Config(PartConfig):
     """Whether anything is forgiven."""
 
-    strict: bool = False
+    strict: bool = Field(False, description="forgive neither case nor spaces nor a full stop")
 
 
 def plain(text: str) -> str:

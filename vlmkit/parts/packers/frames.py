@@ -19,7 +19,8 @@ TURN = 8  # frames at a time: before they are pooled they take several times the
 class Config(PartConfig):
     """How a frame shrinks, and where separators stand."""
 
-    pool: Literal["average", "max", "conv", "bilinear", "none"] = "average"
+    pool: Literal["average", "max", "conv", "bilinear", "none"] = Field(
+        "average", description="how patches become one; conv is learned")
     stride: int = Field(2, ge=1, description="patches along an edge that become one; bilinear rounds up, others down")
     when: Literal["before", "after"] = Field("before", description="pool before or after the projector")
     newline: Literal["none", "end", "row", "frame"] = Field(

@@ -19,7 +19,7 @@ class Config(PartConfig):
     """The two speeds. Defaults as LLaVA-Video's `add_faster_video`."""
 
     every: int = Field(10, ge=1, description="frames 0, every, 2 * every, ... are the slow, dense ones")
-    pool: Literal["average", "max", "bilinear"] = "bilinear"
+    pool: Literal["average", "max", "bilinear"] = Field("bilinear", description="how patches become one")
     slow: int = Field(2, ge=1, description="stride of the slow frames")
     fast: int = Field(4, ge=1, description="stride of the others")
     newline: Literal["none", "row"] = Field("row", description="the newline vector: nowhere, or behind each row")

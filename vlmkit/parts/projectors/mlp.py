@@ -16,9 +16,9 @@ ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn
 class Config(PartConfig):
     """How many layers, and what is between and before them."""
 
-    depth: int = Field(2, ge=1, le=16)
-    act: Literal["gelu", "relu", "silu"] = "gelu"
-    bias: bool = True
+    depth: int = Field(2, ge=1, le=16, description="linear layers")
+    act: Literal["gelu", "relu", "silu"] = Field("gelu", description="between two layers; gelu is the one with erf")
+    bias: bool = Field(True, description="on every layer")
     norm: float | None = Field(None, gt=0, description="epsilon of a LayerNorm before the first layer; null: none")
 
 

@@ -19,8 +19,8 @@ class Config(PartConfig):
     """How many patches become one token."""
 
     factor: int = Field(2, ge=2, le=32, description="patches along each edge that become one token")
-    depth: int = Field(2, ge=1, le=16)
-    act: Literal["gelu", "relu", "silu"] = "gelu"
+    depth: int = Field(2, ge=1, le=16, description="linear layers")
+    act: Literal["gelu", "relu", "silu"] = Field("gelu", description="between two layers; gelu is the one with erf")
 
 
 class PixelShuffle(nn.Module):

@@ -16,7 +16,7 @@ class Config(PartConfig):
     """How many queries, and how often they look."""
 
     queries: int = Field(64, ge=1, le=65536, description="tokens a tile becomes; they have no rows and columns")
-    depth: int = Field(2, ge=1, le=64)
+    depth: int = Field(2, ge=1, le=64, description="how often the queries look")
     heads: int = Field(8, ge=1, description="of the attention; divides the decoder's width")
 
 

@@ -13,7 +13,7 @@ from vlmkit.contracts import PartConfig
 class Config(PartConfig):
     """How many, and whether the last frame is among them."""
 
-    frames: int = Field(8, ge=1, le=4096)
+    frames: int = Field(8, ge=1, le=4096, description="of every clip, however long it is")
     rule: Literal["floor", "linspace"] = Field(
         "floor", description="floor: i * total // frames, as transformers; linspace: first to last, as the authors")
 

@@ -40,7 +40,7 @@ class Config(PartConfig):
     options: dict[str, Scalar | list[Scalar]] = Field({}, description="more arguments of timm.create_model")
     whole: bool = Field(False, description="build the blocks behind the last one read, the final norm and the head")
     mean: Colour | None = Field(None, description="normalisation of pixels in 0..1; timm's own when left out")
-    std: Colour | None = None
+    std: Colour | None = Field(None, description="as `mean`; pixels less the mean are divided by it")
     activations: int = Field(1024, ge=1, description="MiB of activations at inference; more tiles go in turns")
 
     @field_validator("std")
