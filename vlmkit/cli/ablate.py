@@ -18,7 +18,8 @@ from . import console
 def ablate(
     words: a.Words,
     out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the cells, the table and the report.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished in this folder, do the rest.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished in this folder, do the rest.")
+                      ] = False,
     json: a.Json = False,
 ) -> None:
     """Train what a study varies, and lay it side by side.
@@ -28,7 +29,8 @@ def ablate(
     """
     study = vlmkit.compose(*words)
     if not isinstance(study, Study):
-        raise PresetError("says nothing about what varies", where=f"preset {study.name}", hint="give it a section `vary`")
+        raise PresetError("says nothing about what varies", where=f"preset {study.name}",
+                          hint="give it a section `vary`")
     with console.progress("rehearsing"):
         from vlmkit.train import ablate as studies
         from vlmkit.train import report

@@ -25,7 +25,7 @@ class Vary(Section):
     """What differs between the cells. Where several are given, every combination is a cell."""
 
     grid: dict[str, tuple[Any, ...]] = Field({}, description="path -> values; every combination")
-    paired: dict[str, tuple[Any, ...]] = Field({}, description="path -> values; the first of all, the second of all, ...")
+    paired: dict[str, tuple[Any, ...]] = Field({}, description="path -> values; all first ones, all second ones, ...")
     list_: tuple[dict[str, Any], ...] = Field((), alias="list", description="layers, each with a name")
 
     @model_validator(mode="after")

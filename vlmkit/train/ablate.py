@@ -140,7 +140,7 @@ def _run(jobs: list[Job], beside: int, study: Path, told: Callable[[str], None])
     """Each job in a process forked from a small one that has imported what they need; `beside` at a time."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    left, busy = list(reversed(jobs)), {}
+    left, busy = list(reversed(jobs)), dict[Any, tuple[Job, Any]]()
     try:
         while left or busy:
             while left and len(busy) < beside:
@@ -150,7 +150,7 @@ def _run(jobs: list[Job], beside: int, study: Path, told: Callable[[str], None])
                 busy[process.sentinel] = job, process
                 told(f"{job.name} ...")
             for sentinel in wait(list(busy)):
-                job, process = busy.pop(sentinel)  # type: ignore[index]
+                job, process = busy.pop(sentinel)
                 process.join()
                 yield job, process.exitcode or 0
     finally:
@@ -210,7 +210,8 @@ def measured(model: VLM, processor: Processor, study: Study, folder: Path) -> di
             seconds += time.perf_counter() - begun
         asked, visual = asked + len(batch.lens), visual + len(batch.slots)
         operations += counter.get_total_flops()
-    return {"scores": scores, "visual": visual / asked, "flops": operations / asked, "answer_ms": 1000 * seconds / asked}
+    return {"scores": scores, "visual": visual / asked, "flops": operations / asked,
+            "answer_ms": 1000 * seconds / asked}
 
 
 def costs(folder: Path) -> dict[str, float]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def begin(run: Run) -> tuple[VLM, Processor]:
-    """With the run's `weights`; sections that those do not fill are drawn from its seed, all of them where there are none.
+    """With the run's `weights`; sections that those do not fill, or all where there are none, are drawn from its seed.
 
-    Each section is drawn by itself. Those that two runs with one seed have in common start alike, whatever the others are.
+    Each section is drawn by itself: those that two runs of one seed have in common start alike, whatever else differs.
     """
     if run.tokenizer is None:
         raise PresetError("names no tokenizer", where=f"preset {run.name}", hint="give it a section `tokenizer`")

@@ -25,7 +25,7 @@ BAD = (DataError, MediaError, PromptError)  # what is wrong with one sample only
 class Row(NamedTuple):
     """One question, looked back on; answers and scores by metric."""
 
-    index: int
+    sample: int
     question: str
     references: list[str]
     answers: dict[str, str]
@@ -40,8 +40,8 @@ class Result(NamedTuple):
     left_out: dict[int, str]
 
 
-def evaluate(model: VLM, processor: Processor, data: Any, metrics: Mapping[str, Metric], size: int = 32,
-             max_new_tokens: int = 64, told: Callable[[Row], None] = lambda row: None) -> Result:
+def evaluate(model: VLM, processor: Any, data: Any, metrics: Mapping[str, Metric], size: int = 32,
+             max_new_tokens: int = 64, told: Callable[[Row], object] = lambda row: None) -> Result:
     """Ask for the last answer of each conversation of a dataset, `size` of them side by side, greedily.
 
     A message may bring several right `answers` beside its content, and the `choices` there were. A sample that is bad
@@ -87,7 +87,7 @@ def _whole(conversation: Conversation) -> Conversation:
     return conversation
 
 
-def _answers(model: VLM, processor: Processor, some: dict[int, Conversation], metrics: Mapping[str, Metric],
+def _answers(model: VLM, processor: Any, some: dict[int, Conversation], metrics: Mapping[str, Metric],
              most: int, left_out: dict[int, str]) -> dict[int, dict[str, str]]:
     """By sample and metric. Where one sample is bad, those beside it are asked again without it."""
     choosing = {name: metric.choices for name, metric in metrics.items() if hasattr(metric, "choices")}
@@ -111,7 +111,7 @@ def _answers(model: VLM, processor: Processor, some: dict[int, Conversation], me
 
 def _choose(model: VLM, processor: Processor, conversation: Conversation, choices: Sequence[str]) -> str:
     """The likeliest of the metric's choices, or of the question's own."""
-    offered = list(choices or conversation[-1].get("choices") or ())
+    offered: list[str] = list(choices or conversation[-1].get("choices") or ())
     if not offered:
         raise DataError("the question brings no `choices` beside its answer", where="metric choice",
                         hint="give them to the metric: metrics[0].choices=[A,B,C,D]")

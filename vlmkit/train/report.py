@@ -21,8 +21,8 @@ T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.20
      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 COSTS = {  # heading -> (key of a result, how it is written)
     "tokens shown": ("visual", "{:.1f}"), "parameters": ("parameters", "{:,.0f}"), "s a step": ("step_s", "{:.3f}"),
-    "MFLOP a question": ("flops", "{:.1f}"), "ms a question": ("answer_ms", "{:.1f}"), "memory, MB": ("memory", "{:.0f}"),
-    "loss": ("loss", "{:.3f}"),
+    "MFLOP a question": ("flops", "{:.1f}"), "ms a question": ("answer_ms", "{:.1f}"),
+    "memory, MB": ("memory", "{:.0f}"), "loss": ("loss", "{:.3f}"),
 }  # fmt: skip
 SCALE = {"flops": 1e-6, "memory": 1e-6}
 Row = Mapping[str, Any]
@@ -136,7 +136,7 @@ def panels(study: Study, rows: Sequence[Row], plot: Image.Image | None) -> list[
 
 
 def plot(rows: Sequence[Row], out: Path) -> Image.Image | None:
-    """Accuracy against tokens and against the time of a step, as `out/plot.svg`, and as a picture; None without cells."""
+    """Accuracy against tokens and against the time of a step, as `out/plot.svg` and as a picture; None of nothing."""
     figure = drawing()
     names = [cell for cell in dict.fromkeys(row["cell"] for row in rows) if scores(rows, cell, "all")]
     if not names:

@@ -1,4 +1,4 @@
-"""VQA accuracy: right as far as people agree, min(people who say so / 3, 1) over every nine of the ten who were asked."""
+"""VQA accuracy: right as far as people agree, min(people who say so / 3, 1), over every nine of ten people."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from vlmkit.errors import DataError
 
 FEWEST = 4  # with fewer, even full agreement would not be worth 1
 ARTICLES = ("a", "an", "the")
-DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {word: str(n) for n, word in enumerate(NUMBERS)}
 DIGITS["none"] = "0"
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 # Spellings with the apostrophe; the rule writes them so wherever one of theirs was left out.
-SHORT = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
-he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
-not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
-there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
-where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
-y'all'll y'all'd've you'd you'd've you'll you're you've""".split()
-APOSTROPHES = {short[:at] + short[at + 1 :]: short for short in SHORT for at, c in enumerate(short) if c == "'"}
+SHORT = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
+why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+APOSTROPHES = {short[:at] + short[at + 1 :]: short for short in SHORT.split() for at, c in enumerate(short) if c == "'"}
 
 
 class Config(PartConfig):
