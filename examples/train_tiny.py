@@ -24,7 +24,7 @@ def main(out, resume, words):
     model = vlmkit.build(run, seed=run.seed)
     tokenizer = Tokenizer.from_file(Path(run.tokenizer.from_) / "tokenizer.json")
     processor = Processor(run, assemble(run), tokenizer)
-    resume = resume and (out / STATE).is_file()
+    resume = resume and (out / STATE).is_dir()
     if not resume:
         torch.manual_seed(run.seed)  # for the first weights of the lessons' head
         tiny_tower.teach(model.tower, model.image.tiler, CELLS)

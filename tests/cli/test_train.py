@@ -14,7 +14,7 @@ import vlmkit
 from vlmkit.cli import console
 from vlmkit.cli.main import main
 from vlmkit.cli.train import Pace
-from vlmkit.train.loop import Done
+from vlmkit.train.log import Done
 
 WORDS = ("train", "tiny", "runs/tiny", "decoder.layers=1", "decoder.width=32", "decoder.heads=2", "decoder.ffn=48",
          "tower.options.channels=[8,8,16,8]", "steps=3", "batch=2", "save_every=2", "workers=0",
@@ -31,8 +31,9 @@ def test_a_model_is_trained_and_saved(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "new" / "run"
     said = capsys.readouterr()
     assert said.out == f"{out / 'model'}\n"
-    assert re.search(r"^step 3 of 3  loss \d+\.\d{3}  [\d,]+ tokens/s  0:00:00 left$", said.err, re.M)
-    assert sorted(p.name for p in out.iterdir()) == ["log.jsonl", "model", "run.yaml", "state.pt"]
+    assert re.search(r"^step 3 of 3  loss \d+\.\d{3}  [\d,]+ tokens/s  \d+% visual  0:00:00 left$", said.err, re.M)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "audit.txt", "log.jsonl", "model", "run.yaml", "state", "tensorboard"]
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
     model, processor = vlmkit.load(out / "model")
     assert isinstance(vlmkit.generate(model, processor, "hello", max_new_tokens=3), str)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlmkit.compose.preset import Schedule
+from vlmkit.compose.preset import Learns, Schedule
 from vlmkit.errors import PresetError, ResumeError, VlmkitError
-from vlmkit.train import loop
-from vlmkit.train.loop import Steps, train
+from vlmkit.train import state
+from vlmkit.train.loop import train
+from vlmkit.train.stages import share
 
 
 def copy(model: Any) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ def test_it_learns(prepared: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("section", "rate"), [("projector", 1e-2), ("decoder.blocks.0.attn", 1e-3), ("tower", 1e-3)])
 def test_only_what_is_named_changes(prepared: Any, tmp_path: Path, section: str, rate: float) -> None:
     model, processor, run = prepared("steps=2")
-    run = run.model_copy(update={"train": {section: rate}})
+    run = run.model_copy(update={"train": {section: Learns(rate=rate)}})
     before = copy(model)
     train(model, processor, run, tmp_path)
     assert changed(before, model)
@@ -56,7 +57,7 @@ def test_a_name_is_no_prefix(prepared: Any, tmp_path: Path) -> None:
     """`decoder.norm` is not `decoder.normal`, and nothing is called `dec`."""
     model, processor, run = prepared()
     with pytest.raises(PresetError, match=r"'dec'.*\n.*tower, projector, decoder"):
-        train(model, processor, run.model_copy(update={"train": {"dec": 1e-3}}), tmp_path)
+        train(model, processor, run.model_copy(update={"train": {"dec": Learns(rate=1e-3)}}), tmp_path)
 
 
 class Stop(Exception):
@@ -105,18 +106,13 @@ def test_nothing_to_resume(prepared: Any, tmp_path: Path) -> None:
         train(*prepared(), tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "other model"])
-def test_a_state_that_does_not_fit(prepared: Any, tmp_path: Path, damage: str) -> None:
-    model, processor, run = prepared("steps=1")
-    train(model, processor, run, tmp_path)
-    state = tmp_path / "state.pt"
-    if damage == "other model":
-        model, processor, run = prepared("decoder.layers=2")
-    else:
-        whole = state.read_bytes()
-        state.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "pickle": b"cos\nsystem\n."}[damage])
+def test_another_model_is_refused_whole(prepared: Any, tmp_path: Path) -> None:
+    train(*prepared("steps=1"), tmp_path)
+    model, processor, run = prepared("decoder.layers=2")
+    before = copy(model)
     with pytest.raises(ResumeError, match="no state of this run"):
         train(model, processor, run, tmp_path, resume=True)
+    assert changed(before, model) == set()
 
 
 def test_a_finished_run_stays_finished(prepared: Any, tmp_path: Path) -> None:
@@ -134,41 +130,28 @@ def test_a_loss_that_is_no_number_touches_nothing(prepared: Any, tmp_path: Path)
     with torch.no_grad():
         model.decoder.norm.weight[3] = math.nan
     weights = {name: p.clone() for name, p in model.named_parameters()}
-    saved = (tmp_path / "state.pt").read_bytes()
+    saved = {f.name: f.read_bytes() for f in state.saves(tmp_path)[-1].iterdir()}
     with pytest.raises(VlmkitError, match="not finite") as caught:
         train(model, processor, run, tmp_path)
     assert "resume" in caught.value.hint
     assert all(torch.equal(p.nan_to_num(-5), weights[n].nan_to_num(-5)) for n, p in model.named_parameters())
-    assert (tmp_path / "state.pt").read_bytes() == saved
-    assert len(log(tmp_path)) == 1
-
-
-def test_steps_hold_their_own_conversations(prepared: Any) -> None:
-    """Step 4 is the same whether a run began at step 0 or at step 4; data that end begin again."""
-    _, processor, run = prepared("data.count=7")
-    data = run.data.build()
-    far, near = Steps(data, processor, 2, 6, 0)[4], Steps(data, processor, 2, 6, 4)[0]
-    assert torch.equal(far.ids, near.ids)
-    assert len(Steps(data, processor, 2, 6, 4)) == 2
-    first = Steps(data, processor, 7, 6, 0)
-    assert torch.equal(first[0].ids, first[5].ids)
-    with pytest.raises(IndexError):
-        first[6]
+    assert {f.name: f.read_bytes() for f in state.saves(tmp_path)[-1].iterdir()} == saved
+    assert "conversations [0, 1]" in str(caught.value)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
     """Warm-up is linear over its share, then half a cosine: full, half in the middle, nearly nothing."""
-    shares = [loop._share(step, 110, Schedule(warmup=10 / 110)) for step in range(110)]
+    shares = [share(step, 110, Schedule(warmup=10 / 110)) for step in range(110)]
     assert shares[0] == pytest.approx(0.1)
     assert shares[9] == shares[10] == 1.0
     assert shares[60] == pytest.approx(0.5)
     assert shares[109] == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
-    assert loop._share(0, 1, Schedule(warmup=0.0)) == 1.0
+    assert share(0, 1, Schedule(warmup=0.0)) == 1.0
 
 
 def test_the_learning_rate_may_stay_up_before_it_falls() -> None:
     """Of 100 steps the last 20 fall: full up to the eightieth, half in the middle of the fall."""
-    shares = [loop._share(step, 100, Schedule(warmup=0.1, decay=0.2)) for step in range(100)]
+    shares = [share(step, 100, Schedule(warmup=0.1, decay=0.2)) for step in range(100)]
     assert set(shares[10:81]) == {1.0}
     assert shares[90] == pytest.approx(0.5)
     assert shares[81:] == sorted(shares[81:], reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ class Fixed(nn.Module):
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__()
         self.rows = torch.tensor(rows)
+        self.decoder = SimpleNamespace(vocab=self.rows.shape[1])
 
     def forward(self, given: Batch) -> Tensor:
         return self.rows

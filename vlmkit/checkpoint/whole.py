@@ -34,7 +34,7 @@ def replacing(folder: Path, needs: int = 0) -> Iterator[Path]:
     beside = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as alone:
+        with only_writer(folder) as alone:
             if alone:
                 _sweep(folder)
             if (free := shutil.disk_usage(folder.parent).free) < needs:
@@ -88,7 +88,7 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
+def only_writer(folder: Path) -> Iterator[bool]:
     """Be the one writer of a folder. The system takes a dead writer's lock away; the file tells who holds it.
 
     False where the file system knows no locks.

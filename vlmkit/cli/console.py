@@ -24,6 +24,11 @@ def title(text: str) -> None:
     print(_paint(text, "1", sys.stdout))
 
 
+def marked(text: str) -> str:
+    """Words that stand out: green on a terminal, else in double brackets."""
+    return _paint(text, "1;32", sys.stdout) if lively(sys.stdout) else f"[[{text}]]"
+
+
 def columns(rows: Iterable[Sequence[object]], heads: Sequence[str] = (), right: Sequence[int] = ()) -> None:
     """Rows in columns as wide as they need to be; numbers (`right`) to the right, heads dimmed on a terminal."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]

@@ -24,18 +24,22 @@ from . import console
 from .diff import changes
 
 if TYPE_CHECKING:
-    from vlmkit.train.loop import Done
+    from vlmkit.train.log import Done
 
-FREE = ("name", "about", "save_every", "workers")  # what may change between a stop and --resume
+FREE = ("name", "about", "save_every", "workers", "log", "machine.device", "machine.recompute", "machine.compile",
+        "machine.shard")  # what may change between a stop and --resume
 EVERY = 10  # seconds between two plain lines
 
 
 def train(
     words: a.Words,
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume needs.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume "
+                                             "needs.")] = None,  # fmt: skip
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the training in this folder stopped.")] = False,
+    labels: Annotated[int, typer.Option("--labels", min=0, help="Train nothing; print so many conversations, the words "
+                                        "that are learned told apart.")] = 0,  # fmt: skip
 ) -> None:
-    """Train a model from the beginning, as a run describes.
+    """Train a model as a run describes, from its preset's weights or from nothing.
 
     It is saved in the folder `model` inside DIR.
     """
@@ -45,25 +49,43 @@ def train(
                           hint=f"add a run: vlmkit train {run.name} runs/tiny --out DIR")
     if run.tokenizer is None:
         raise PresetError("names no tokenizer", where=f"preset {run.name}", hint="give it a section `tokenizer`")
+    if labels:
+        return _show(run, labels)
+    if out is None:
+        raise typer.BadParameter("name a folder: --out DIR")
     with console.progress("building"):
-        from vlmkit.model.assemble import assemble
-        from vlmkit.processing.processor import Processor
-        from vlmkit.processing.tokenizer import Tokenizer
         from vlmkit.train import loop
+        from vlmkit.train.begin import begin
 
-        processor = Processor(run, assemble(run), Tokenizer.from_file(run.tokenizer.from_))
         if not resume and (out / loop.STATE).exists():
             raise ResumeError("a training is here already", where=out, hint="add --resume, or name another folder")
         _record(run, out / "run.yaml", resume)
-        model = vlmkit.build(run, seed=run.seed)
+        model, processor = begin(run)
     try:
-        with _told(run.steps) as told:
-            loop.train(model, processor, run, out, resume, told)
+        with _told(sum(stage.steps or run.steps for stage in run.stages) or run.steps) as (told, said):
+            model = loop.train(model, processor, run, out, resume, told, said)
     except KeyboardInterrupt:
         if (out / loop.STATE).exists():
             console.warn(f"saves are in {out}; the same command with --resume goes on from the last one")
         raise
     print(vlmkit.save(model, processor, out / "model"))
+
+
+def _show(run: Run, count: int) -> None:
+    """Conversations of each stage as the model reads them; what is learned is green, or between [[ and ]]."""
+    from vlmkit.model.assemble import assemble
+    from vlmkit.processing.processor import Processor
+    from vlmkit.processing.tokenizer import Tokenizer
+    from vlmkit.train import audit, stages
+
+    assert run.tokenizer is not None
+    processor = Processor(run, assemble(run), Tokenizer.from_file(run.tokenizer.from_))
+    for name, stage in stages.stages(run).items():
+        data = stage.data.build()
+        for at in range(min(count, len(data))):
+            console.title(f"{name} conversation {at}".strip())
+            pieces = audit.labels(processor, data[at])
+            print("".join(console.marked(text) if learned else text for text, learned in pieces) + "\n")
 
 
 def _record(run: Run, file: Path, resume: bool) -> None:
@@ -79,25 +101,28 @@ def _record(run: Run, file: Path, resume: bool) -> None:
 
 
 class Pace:
-    """How a training goes: the loss of its last steps, tokens in a second, time left."""
+    """How a training goes: the loss of its last steps, tokens in a second, how many of them are seen, time left."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.count, self.tokens = steps, 0, 0
+        self.steps, self.count, self.tokens, self.visual = steps, 0, 0, 0
         self.begun = time.perf_counter()
         self.losses: deque[float] = deque(maxlen=20)
 
     def tell(self, done: Done) -> str:
         self.count += 1
         self.tokens += done.tokens
+        self.visual += done.visual
         self.losses.append(done.loss)
         spent = time.perf_counter() - self.begun
         left = timedelta(seconds=round(spent / self.count * (self.steps - done.step - 1)))
-        return f"loss {sum(self.losses) / len(self.losses):.3f}  {self.tokens / spent:,.0f} tokens/s  {left} left"
+        return (f"{done.stage}  " if done.stage else "") + (
+            f"loss {sum(self.losses) / len(self.losses):.3f}  {self.tokens / spent:,.0f} tokens/s  "
+            f"{self.visual / self.tokens:.0%} visual  {left} left")
 
 
 @contextmanager
-def _told(steps: int) -> Iterator[Callable[[Done], None]]:
-    """What is called after each step: it moves a bar on a terminal, else it prints a line now and then."""
+def _told(steps: int) -> Iterator[tuple[Callable[[Done], None], Callable[[str], None]]]:
+    """What hears of each step, and what hears of all else: a bar on a terminal, else a line now and then."""
     pace = Pace(steps)
     if not console.lively(sys.stderr):
         said = float("-inf")
@@ -109,7 +134,7 @@ def _told(steps: int) -> Iterator[Callable[[Done], None]]:
                 print(f"step {done.step + 1} of {steps}  {text}", file=sys.stderr, flush=True)
                 said = now
 
-        yield line
+        yield line, console.warn
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -117,4 +142,4 @@ def _told(steps: int) -> Iterator[Callable[[Done], None]]:
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=steps)
-        yield lambda done: bar.update(task, completed=done.step + 1, description=pace.tell(done))
+        yield (lambda done: bar.update(task, completed=done.step + 1, description=pace.tell(done))), console.warn

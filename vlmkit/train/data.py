@@ -62,6 +62,10 @@ class Feed:
         left_out = [list(one) for one in self.left_out]
         return {"at": self.at, "steps": self.steps, "of": len(self.data), "left_out": left_out}
 
+    def between(self, before: Mapping[str, Any]) -> list[int]:
+        """The conversations of the steps since `before`, an earlier `state()`."""
+        return [index for at in range(int(before["at"]), self.at) if (index := self._index(at)) not in self._bad]
+
     def summary(self) -> str:
         """What was left out and why, for people; "" when nothing was."""
         if not self._bad:
@@ -96,7 +100,7 @@ class Feed:
 
     def _note(self, step: Made) -> None:
         """Count and log what is newly left out; too many stop the run."""
-        new = {one.index: one for one in [*step.bad, *step.mine] if one.index not in self._bad}
+        new = {one.number: one for one in [*step.bad, *step.mine] if one.number not in self._bad}
         self._bad.update(new)
         log = [one for one in new.values() if one.where not in self._logged and (self.rank == 0 or one in step.mine)]
         if self.log and log:

@@ -2,176 +2,177 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-import os
-import pickle
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
 
-from ..checkpoint.quantize import quantized
-from ..errors import PresetError, ResumeError, VlmkitError
+from ..checkpoint.native import save as save_model
+from ..checkpoint.whole import only_writer
+from ..errors import ResumeError, VlmkitError
 from ..types import Batch
+from . import audit, state
+from .audit import Audit
+from .data import Feed
+from .log import LOG as LOG
+from .log import Done, Log
 from .loss import loss
-from .muon import Muon
+from .stages import Learner, stages
 
 if TYPE_CHECKING:
-    from ..compose.preset import Run, Schedule
+    from ..compose.preset import Run
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
-STATE, LOG = "state.pt", "log.jsonl"
-
-
-class Steps(Dataset[Batch]):
-    """Step -> Batch. Step s always holds conversations s * size to (s + 1) * size, so resuming needs no bookkeeping.
-
-    Data that end begin again.
-    """
-
-    def __init__(self, data: Any, processor: Processor, size: int, steps: int, first: int) -> None:
-        self.data, self.processor, self.size, self.steps, self.first = data, processor, size, steps, first
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __getitem__(self, index: int) -> Batch:
-        if index >= len(self):
-            raise IndexError(index)
-        start = (self.first + index) * self.size
-        conversations = [self.data[i % len(self.data)] for i in range(start, start + self.size)]
-        return self.processor(conversations, reply=False, labels=True)
-
-
-class Done(NamedTuple):
-    """One step, looked back on: a line of the log."""
-
-    step: int
-    loss: float
-    tokens: int
-    seconds: float  # of computing; waiting for data comes on top
+STATE = state.STATE
+EXPLODED = 4  # times the loss of a blind guess
 
 
 def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = False,
-          told: Callable[[Done], None] = lambda done: None) -> VLM:
-    """Train what `run.train` names, for `run.steps` steps; progress goes to `out/log.jsonl` and to `told`.
+          told: Callable[[Done], None] = lambda done: None, said: Callable[[str], None] = lambda text: None) -> VLM:
+    """Train what `run.train` names, for `run.steps` steps; where a run has stages, one after the other.
 
-    Raises VlmkitError when the loss is not finite, before any weight is touched by it.
+    told   hears of each step, which `out/log.jsonl` keeps; said hears what a person should know
+    Raises VlmkitError when a loss or a gradient is not finite, before any weight is touched by it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    optimizers = _optimizers(model, run.train)
-    first = _resume(out / STATE, model, optimizers) if resume else 0
-    _set_modes(model)
-    for step, batch in enumerate(_batches(run, processor, first), start=first):
-        begun = time.perf_counter()
-        torch.manual_seed(run.seed + step)  # what drop-out draws does not depend on where a run was resumed
-        _set_rate(optimizers, _share(step, run.steps, run.schedule))
-        value = _step(model, optimizers, batch)
-        done = Done(step, round(value, 5), len(batch.ids), round(time.perf_counter() - begun, 3))
-        with (out / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(done._asdict()) + "\n")
-        if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            _save(out / STATE, model, optimizers, step + 1)
-        told(done)
+    with only_writer(out.resolve()):
+        saved, every = state.newest(out) if resume else None, stages(run)
+        here = saved.told["stage"] if saved else next(iter(every))
+        if here not in every:
+            raise ResumeError(f"was saved in stage {here!r}; this run has {', '.join(every)}", where=out)
+        for one in saved.skipped if saved else ():
+            said(f"skipped a damaged state: {one}")
+        log = Log(out, run, saved.told["step"] if saved else 0)
+        try:
+            begun = 0
+            moved = set[str](saved.told["moved"]) if saved else set[str]()
+            for name, stage in every.items():
+                if saved is None or name == here:
+                    work = Work(model, processor, stage, out, name, begun, moved)
+                    work.go(saved, log, told, said)
+                    moved, saved = moved | work.learner.asked.keys(), None
+                    if name:
+                        save_model(model.eval(), processor, out / "stages" / name)
+                begun += stage.steps
+        finally:
+            log.close()
     return model.eval()
 
 
-def _set_modes(model: VLM) -> None:
-    """Training mode where something learns; what is frozen keeps its statistics and drops nothing."""
-    model.train()
-    for part in model.modules():
-        weights = list(part.parameters())
-        if weights and not any(p.requires_grad for p in weights):
-            part.eval()
+class Work:
+    """One stage under way.   begun: steps of earlier stages; moved: names of weights that learned in them"""
 
+    def __init__(self, model: VLM, processor: Processor, run: Run, out: Path, name: str, begun: int,
+                 moved: set[str]) -> None:
+        self.model, self.processor, self.run, self.out = model, processor, run, out
+        self.name, self.begun, self.moved = name, begun, moved
+        self.device = place(run.machine.device)
+        model.to(self.device)
+        self.learner = Learner(model, run, getattr(torch, run.machine.dtype))
+        self.frozen = ""
 
-def _step(model: VLM, optimizers: list[Optimizer], batch: Batch) -> float:
-    value = loss(model, batch)
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
-    if not torch.isfinite(value) or not torch.isfinite(norm):
-        raise VlmkitError(f"loss {value.item()}, gradient norm {norm.item()}: not finite; no weight was changed",
+    def go(self, saved: state.Saved | None, log: Log, told: Callable[[Done], None], said: Callable[[str], None]) -> None:
+        """From the start, or from a state on."""
+        first = 0
+        if saved:
+            self.learner.load(saved.tensors, self.moved)
+            first = saved.told["step"] - self.begun
+        self.frozen = _digest(self.learner.frozen())
+        if saved and saved.told["frozen"] != self.frozen:
+            raise ResumeError("the frozen weights are other ones than those of the run that is resumed", where=self.out)
+        feed = Feed(self.run, self.processor, saved.told["feed"] if saved else None, out=self.out)
+        with _stopping() as stop:
+            before = feed.state()
+            for step, batch in enumerate(feed, start=first):
+                done = self._step(step, batch, before, feed, said)
+                log.tell(done)
+                if (step + 1) % self.run.save_every == 0 or step + 1 == self.run.steps or stop:
+                    self._save(step + 1, feed)
+                told(done)
+                if stop:
+                    raise KeyboardInterrupt
+                before = feed.state()
+        if feed.left_out:
+            said(feed.summary())
+
+    def _step(self, step: int, batch: Batch, before: dict[str, Any], feed: Feed, said: Callable[[str], None]) -> Done:
+        begun, learner = time.perf_counter(), self.learner
+        torch.manual_seed(self.run.seed + self.begun + step)  # drop-out does not depend on where a run was resumed
+        new = learner.begin(step)
+        watch = Audit(learner, new) if new else None
+        batch = batch.to(self.device)
+        value = loss(self.model, batch)
+        value.backward()
+        grads = [p for p in learner.weights.values() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(grads, self.run.clip).item()
+        self._sound(value.item(), norm, before, feed)
+        if watch:
+            watch.gradients()
+        learner.step()
+        if watch:
+            folder = self._save(step + 1, feed)
+            table = watch.finish(state.load(folder), audit.kinds(batch))
+            audit.write(self.out, table)
+            said(table)
+        spent = time.perf_counter() - begun
+        return Done(self.begun + step, value.item(), len(batch.ids), len(batch.slots), norm, round(spent, 4), self.name)
+
+    def _sound(self, value: float, norm: float, before: dict[str, Any], feed: Feed) -> None:
+        """Stop at a loss that says nothing any more, before a weight is touched."""
+        most = EXPLODED * math.log(self.model.decoder.vocab)
+        if math.isfinite(value) and math.isfinite(norm) and value <= most:
+            return
+        what = "not finite" if not math.isfinite(value + norm) else f"more than {most:.3g}, {EXPLODED} blind guesses"
+        raise VlmkitError(f"loss {value:g}, gradient norm {norm:g}: {what}; no weight was changed. The step held "
+                          f"conversations {feed.between(before)}", where=f"step {before['steps']}", code="VK-DIVERGED",
                           hint="resume from the last save with a smaller learning rate")
-    for optimizer in optimizers:
-        optimizer.step()
-    return value.item()
+
+    def _save(self, step: int, feed: Feed) -> Path:
+        told = {"stage": self.name, "step": self.begun + step, "feed": feed.state(), "moved": sorted(self.moved),
+                "frozen": self.frozen}  # fmt: skip
+        if _digest(self.learner.frozen()) != self.frozen:
+            raise VlmkitError("a frozen weight changed", where="train", code="VK-AUDIT")
+        return state.save(self.out, self.begun + step, told, self.learner.tensors(self.moved))
 
 
-def _optimizers(model: VLM, rates: dict[str, float]) -> list[Optimizer]:
-    """Muon for the matrices between layers, AdamW for all else; what no section names is frozen.
-
-    Muon's update is scaled to the size of AdamW's, so one learning rate serves both.
-    """
-    if "decoder" in rates and (how := quantized(model)):
-        raise PresetError(f"the decoder is quantized, as {how}: its matrices cannot learn", where="train.decoder",
-                          hint="load it without quantize, or train other sections")
-    model.requires_grad_(False)
-    matrices: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for section, rate in rates.items():
-        found = {n: p for n, p in model.named_parameters() if (n + ".").startswith(section + ".")}
-        if not found:
-            raise PresetError(f"nothing is called {section!r} in this model", where="train",
-                              hint=f"sections: {', '.join(n for n, _ in model.named_children())}")
-        for name, p in found.items():
-            p.requires_grad_(True)
-            inner = p.ndim == 2 and not name.endswith(("embed.weight", "head.weight"))
-            group = {"params": [p], "lr": rate, "rate": rate, "weight_decay": 0.02 if p.ndim > 1 else 0.0}
-            (matrices if inner else others).append(group)
-    made: list[Optimizer] = []
-    if matrices:
-        made.append(Muon(matrices))
-    if others:
-        made.append(torch.optim.AdamW(others, betas=(0.9, 0.98)))
-    return made
+def place(device: str) -> torch.device:
+    """auto: a GPU when there is one."""
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    return torch.device(device)
 
 
-def _batches(run: Run, processor: Processor, first: int) -> Iterator[Batch]:
-    steps = Steps(run.data.build(), processor, run.batch, run.steps, first)
-    workers = run.workers
-    return iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
-                           multiprocessing_context="fork" if workers else None))
+def _digest(marks: dict[str, int]) -> str:
+    return hashlib.sha256(repr(sorted(marks.items())).encode()).hexdigest()
 
 
-def _share(step: int, steps: int, schedule: Schedule) -> float:
-    """Linear warm-up, the full rate, then a cosine down to nothing.   share of the full learning rate"""
-    rise = max(1, round(schedule.warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    fall = max(rise, steps - round(schedule.decay * steps))
-    return 0.5 * (1 + math.cos(math.pi * max(0, step - fall) / max(1, steps - fall)))
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM is noted, so that the step under way ends and is saved; a second one ends at once."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def note(number: int, frame: Any) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
 
-def _set_rate(optimizers: list[Optimizer], share: float) -> None:
-    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
-        group["lr"] = group["rate"] * share
-
-
-def _save(file: Path, model: VLM, optimizers: list[Optimizer], step: int) -> None:
-    beside = file.with_suffix(".part")
-    state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    torch.save(state, beside)
-    with beside.open("rb") as written:
-        os.fsync(written.fileno())
-    beside.replace(file)
-
-
-def _resume(file: Path, model: VLM, optimizers: list[Optimizer]) -> int:
-    if not file.is_file():
-        raise ResumeError("there is nothing to resume", where=file, hint="start without --resume")
+    for number in before:
+        signal.signal(number, note)
     try:
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        model.load_state_dict(state["model"], strict=True)
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        return int(state["step"])
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise ResumeError(f"is no state of this run: {error}", where=file) from None
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
