@@ -78,8 +78,14 @@ def test_zero_is_rare_and_five_is_not() -> None:
 
 def test_mixed_scenes_ask_about_everything() -> None:
     asked = Counter(q.skill for seed in range(250) for q in scene(seed, None, 8).questions)
-    assert set(asked) == set(ASK)
+    assert set(asked) == set(ASK) - {"look_up"}
     assert asked.most_common(1)[0][1] < 0.2 * sum(asked.values())
+
+
+def test_looking_up_names_a_shape_and_wants_its_colour() -> None:
+    asked = [q for seed in range(20) for q in scene(seed, "look_up", 6).questions]
+    assert all(q.skill == "colour" and q.answer in COLOURS for q in asked)
+    assert all(any(shape in q.text.lower() for shape in SHAPES) for q in asked)
 
 
 def plain(drawn_things: list[Thing], side: int = 128) -> np.ndarray:

@@ -93,6 +93,15 @@ def _ask_trait(rng: Random, draft: Draft, trait: str, other: str) -> Question | 
     if spots and rng.random() < 0.25:
         where, thing = rng.choice(spots)
         return put(rng, trait, f"{trait} at", getattr(thing, trait), a=where)
+    return _ask_by(rng, things, trait, other)
+
+
+def ask_look_up(rng: Random, draft: Draft) -> Question | None:
+    """A colour by a shape, never by a place: what a small model learns late from a mixture, and soon on its own."""
+    return _ask_by(rng, draft.things, "colour", "shape")
+
+
+def _ask_by(rng: Random, things: list[Thing], trait: str, other: str) -> Question | None:
     single = [t for t in things if sum(getattr(u, other) == getattr(t, other) for u in things) == 1]
     if not single:
         return None
@@ -310,5 +319,6 @@ ASK: dict[str, Callable[[Random, Draft], Question | None]] = {
     "size": ask_size, "position": ask_position, "word": ask_word, "digits": ask_digits,
     "small_text": ask_small_text, "pair": ask_pair, "motion": ask_motion, "direction": ask_direction,
     "times": ask_times, "describe": ask_describe, "spell": ask_spell, "compare": ask_compare, "frames": ask_frames,
+    "look_up": ask_look_up,
 }
-TRAINING_ONLY = ("describe", "spell", "compare", "frames")  # dense supervision, not measured
+TRAINING_ONLY = ("describe", "spell", "compare", "frames", "look_up")  # denser supervision, not measured

@@ -23,7 +23,8 @@ SKILLS = tuple(skill for skill in ASK if skill not in TRAINING_ONLY)  # those th
 KINDS = {"objects": 0.42, "text": 0.3, "pair": 0.08, "clip": 0.2}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
-    "objects": {"shape": 1, "colour": 4, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 3},
+    "objects": {"shape": 1, "colour": 4, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 3,
+                "look_up": 0},  # only where it is named
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5},
     "pair": {"pair": 1},
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "count": 0.3, "exists": 0.2},
@@ -120,7 +121,7 @@ def _plan(rng: Random, kind: str, skill: str | None) -> tuple[Draft, list[Look],
 
 def _questions(rng: Random, draft: Draft, skill: str | None, turns: int) -> list[Question]:
     """Different questions about one scene; skills that it says nothing about fall away."""
-    about = {skill: 1.0} if skill else dict(ABOUT[draft.kind])
+    about = {skill: 1.0} if skill else {name: share for name, share in ABOUT[draft.kind].items() if share}
     asked: list[Question] = []
     for _ in range(turns * 3):
         if len(asked) == turns or not about:
