@@ -102,7 +102,7 @@ def test_a_stop_after_any_batch_changes_nothing(feeding: Any, how: dict[str, Any
         after = list(rest)
         assert len(before) + len(after) == len(whole) == 8
         assert all(map(same, [*before, *after], whole))
-        assert [one.index for one in rest.left_out] == [4]
+        assert [one.number for one in rest.left_out] == [4]
 
 
 @HOW

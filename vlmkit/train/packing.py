@@ -24,7 +24,7 @@ BLANK = Sample(torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int
 class LeftOut(NamedTuple):
     """A conversation that is not learned from: its number, where it stands (file:line), and why."""
 
-    index: int
+    number: int
     where: str
     reason: str
     what: str

@@ -7,4 +7,5 @@ from vlmkit.hookspecs import Part, hookimpl
 
 @hookimpl
 def vlmkit_parts() -> Iterable[Part]:
-    return [Part("dataset", "scenes", "vlmkit.parts.datasets.scenes")]
+    return [Part("dataset", name, f"vlmkit.parts.datasets.{name}")
+            for name in ("conversations", "mixture", "parquet", "scenes", "webdataset")]  # fmt: skip
