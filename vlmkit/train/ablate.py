@@ -27,10 +27,12 @@ from ..model.assemble import assemble
 from ..model.rehearse import rehearse
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
-from . import loop
+from . import loop, state
 from .begin import begin
 from .evaluate import evaluate, line, whole
 from .exam import exam
+from .log import LOG
+from .stages import chosen, stages
 
 if TYPE_CHECKING:
     from ..model.vlm import VLM
@@ -116,10 +118,8 @@ def _try(study: Study, run: Run) -> None:
     if run.tokenizer is None:
         raise PresetError("names no tokenizer", hint="give it a section `tokenizer`")
     processor = Processor(run, skeleton, Tokenizer.from_file(run.tokenizer.from_))
-    names = [name + "." for name, _ in skeleton.named_parameters()]
-    for section in run.train:
-        if not any(name.startswith(section + ".") for name in names):
-            raise PresetError(f"nothing is called {section!r} in this model", where="train")
+    for stage in stages(run).values():
+        chosen(skeleton, stage.train)
     for data in (run.data, *(measure.data for measure in study.measure)):
         processor(data.build()[0], reply=False, labels=True)
 
@@ -156,6 +156,8 @@ def _run(jobs: list[Job], beside: int, study: Path, told: Callable[[str], None])
     finally:
         for _, process in busy.values():
             process.terminate()
+        for _, process in busy.values():
+            process.join()
 
 
 def train_cell(folder: Path, study: Path, beside: int) -> None:
@@ -171,11 +173,12 @@ def train_cell(folder: Path, study: Path, beside: int) -> None:
     try:
         model, processor = begin(run)
         report = rehearse(processor.skeleton, run.name)
-        model = loop.train(model, processor, run, folder, (folder / loop.STATE).exists(), _watched)
+        model = loop.train(model, processor, run, folder, bool(state.saves(folder)), _watched, print)
         native.save(model, processor, folder / "model")
         found = measured(model, processor, asked, folder)
     except VlmkitError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+        print(error)
+        raise SystemExit(f"{error.where}: {error.what}".removeprefix(": ")) from None
     with whole(folder / RESULT) as file:
         file.write(line({**found, **costs(folder), "parameters": report.total, "memory": peak()}))
 
@@ -216,7 +219,7 @@ def measured(model: VLM, processor: Processor, study: Study, folder: Path) -> di
 
 def costs(folder: Path) -> dict[str, float]:
     """What the log of a training tells."""
-    steps = [json.loads(text) for text in (folder / loop.LOG).read_text(encoding="utf-8").splitlines()]
+    steps = [json.loads(text) for text in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     return {"steps": len(steps), "loss": statistics.fmean(step["loss"] for step in steps[-20:]),
             "tokens": sum(step["tokens"] for step in steps),
             "step_s": statistics.median(step["seconds"] for step in steps)}
