@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +47,7 @@ class VLM(nn.Module):
         self.image, self.video = image, video
         names = sorted({name for s in (image, video) if s is not None for name in s.packer.separators})
         self.separators = self.draw_separators(names, decoder.width)
+        self.kept: Callable[[VisionTower, Tensor], Features] | None = None  # of frozen towers, while a training lasts
 
     @staticmethod
     def draw_separators(names: list[str], width: int) -> nn.ParameterDict:
@@ -103,7 +105,8 @@ class VLM(nn.Module):
         stream = self.stream(kind)
         _, tower = self.part(kind, "tower")
         pixels = torch.cat([v.pixels for v in visuals]) if len(visuals) > 1 else visuals[0].pixels
-        features: Features = tower(pixels.to(next(tower.parameters(), pixels).device))
+        see = partial(self.kept, tower) if self.kept else tower
+        features: Features = see(pixels.to(next(tower.parameters(), pixels).device))
         features = features._replace(tokens=stream.features(features.tokens))
         return self.pack(kind, features, [v.layout for v in visuals])
 

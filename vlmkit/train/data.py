@@ -66,6 +66,11 @@ class Feed:
         """The conversations of the steps since `before`, an earlier `state()`."""
         return [index for at in range(int(before["at"]), self.at) if (index := self._index(at)) not in self._bad]
 
+    @property
+    def again(self) -> bool:
+        """Whether a conversation may come more than once; a budget of tokens does not tell."""
+        return bool(self.run.tokens) or self.run.steps * self.run.batch > len(self.data)
+
     def summary(self) -> str:
         """What was left out and why, for people; "" when nothing was."""
         if not self._bad:

@@ -22,6 +22,8 @@ CHUNK = 1 << 22  # bytes
 
 
 class Config(PartConfig):
+    """A file of rows with `conversations` or `messages`, and `image` or `video` beside them."""
+
     file: str = Field(description="a list of rows (.json) or a row on each line (.jsonl)")
     images: str | None = Field(None, description="the folder that pictures and clips lie in; the file's own if null")
 

@@ -17,12 +17,14 @@ class Share(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    data: Annotated[PartConfig, PartOf("dataset")]
+    data: Annotated[PartConfig, PartOf("dataset")] = Field(description="any dataset, also another mixture")
     name: str = Field("", description="what it is called where conversations are told of; its number when empty")
     weight: float | None = Field(None, gt=0, description="its share of the conversations, in proportion to the others'")
 
 
 class Config(PartConfig):
+    """Datasets, and how much of each."""
+
     of: tuple[Share, ...] = Field(min_length=1, description="datasets: `data`, `name`, `weight`. Without weights each "
                                   "conversation comes once in an epoch; with weights none is cut: the dataset that is "
                                   "largest for its weight comes once, the others again and again beside it")

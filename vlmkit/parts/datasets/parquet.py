@@ -14,6 +14,8 @@ from . import rows
 
 
 class Config(PartConfig):
+    """Columns are named as in LLaVA's rows: `messages` or `conversations`, `images` and `videos`."""
+
     path: str = Field(description="a .parquet file, a folder of them, or a folder saved by `datasets`")
     split: str | None = Field(None, description="a saved folder's split, or how names of files begin; null is all")
     images: str | None = Field(None, description="the folder that named files lie in; `path`'s own if null")

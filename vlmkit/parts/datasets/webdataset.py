@@ -21,6 +21,8 @@ KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "gif"
 
 
 class Config(PartConfig):
+    """Plain tars; a sample's .json holds its `conversations` or `messages`."""
+
     path: str = Field(description="a .tar, or a folder of them")
 
 
