@@ -63,7 +63,8 @@ def test_what_varies(vary: Any, names: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("vary", "said"), [
-    ({}, "nothing varies"), ({"paired": {"steps": [1], "batch": [1, 2]}}, "one length"), ({"grid": {"steps": []}}, "no values"),
+    ({}, "nothing varies"), ({"paired": {"steps": [1], "batch": [1, 2]}}, "one length"),
+    ({"grid": {"steps": []}}, "no values"),
     ({"list": [{"steps": 1}]}, "has a name"), ({"grid": {"steps": [1, 1]}}, "two cells are named 'steps=1'"),
 ])  # fmt: skip
 def test_what_cannot_vary(vary: Any, said: str, tmp_path: Path) -> None:
@@ -168,8 +169,9 @@ def test_the_table_in_full() -> None:
             for seed, (a, b) in enumerate(marks)]  # fmt: skip
     assert report.grid(rows) == [["cell", "a", "b", "all"], ["one", "55.0 ± 7.1", "20.0 ± 0.0", "37.5 ± 3.5"],
                                  ["two", "75.0 ± 7.1", "20.0 ± 14.1", "47.5 ± 10.6"]]  # fmt: skip
-    assert report.differences(rows) == [["minus one", "a", "b", "all"],
-                                        ["two", "+20.0 [+20.0, +20.0]*", "+0.0 [-127.1, +127.1]", "+10.0 [-53.5, +73.5]"]]
+    assert report.differences(rows) == [
+        ["minus one", "a", "b", "all"],
+        ["two", "+20.0 [+20.0, +20.0]*", "+0.0 [-127.1, +127.1]", "+10.0 [-53.5, +73.5]"]]
 
 
 def test_shipped_studies_fit(tmp_path: Path) -> None:

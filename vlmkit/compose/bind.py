@@ -22,7 +22,6 @@ from .references import resolve
 from .say import complaints, shown
 from .study import Study
 
-
 S = TypeVar("S", bound=BaseModel)
 
 

@@ -148,6 +148,7 @@ class Machine(Section):
     compile: bool = Field(False, description="compile each block")
     shard: Literal["none", "fsdp", "tensor"] = Field("none", description="over the processes of torchrun")
     attention: str = Field("auto", description="the attention backend")
+    quantize: Literal["int8", "nf4"] | None = Field(None, description="of the frozen matrices under a decoder's adapters")
     features: Literal["auto", "off", "on"] = Field("auto", description="keep what a frozen tower saw")
 
 
@@ -174,7 +175,7 @@ class Run(Preset):
     tokens: int | None = Field(None, ge=1, description="tokens of one step, in place of `batch`: samples laid end to "
                                "end up to it")
     schedule: Schedule = Field(default_factory=Schedule)
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="of the matrices between layers; the rest is AdamW's")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="of the matrices between layers; AdamW for the rest")
     clip: float = Field(1.0, gt=0, description="the largest norm of a gradient")
     seed: int = Field(0, ge=0, description="of the weights a training starts from")
     save_every: int = Field(500, ge=1, description="steps between two saves")
@@ -184,8 +185,6 @@ class Run(Preset):
                                                          "tensorboard when it is installed")
     machine: Machine = Field(default_factory=Machine)
     stages: tuple[Stage, ...] = Field((), description="one after the other; each lays its fields over the run's")
-    exam: Annotated[PartConfig, PartOf("dataset")] | None = Field(None, description="held-out data that is measured on")
-    measure: tuple[Annotated[PartConfig, PartOf("metric")], ...] = Field((), description="what is measured on `exam`")
 
     @field_validator("stages")
     @classmethod

@@ -1,4 +1,4 @@
-"""A JSON Schema of presets and runs, for editors.   python -m vlmkit.compose.schema > presets/schema.json
+"""A JSON Schema of presets, runs and studies, for editors.   python -m vlmkit.compose.schema > presets/schema.json
 
 Nothing is required in it, because a preset may extend another; a reference may stand for every value.
 """
@@ -16,7 +16,7 @@ from vlmkit.contracts import PartOf
 from vlmkit.plugins import Manager, make_manager
 
 from .bind import held
-from .preset import Run
+from .study import Study
 
 REFERENCE = {"type": "string", "pattern": r"\$\{[^}:]+\}"}
 
@@ -24,7 +24,7 @@ REFERENCE = {"type": "string", "pattern": r"\$\{[^}:]+\}"}
 def schema(manager: Manager | None = None) -> dict[str, Any]:
     """The schema of a preset that may choose among the parts of a manager; the built-in ones by default."""
     defs: dict[str, Any] = {"reference": REFERENCE}
-    body = _Writer(manager or make_manager(entry_points=False), defs).section(Run)
+    body = _Writer(manager or make_manager(entry_points=False), defs).section(Study)
     names = {"type": "string", "description": "a preset beside this one, or an installed one"}
     body["properties"]["extends"] = {"anyOf": [names, {"type": "array", "items": names}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "vlmkit preset", **body, "$defs": defs}

@@ -46,5 +46,5 @@ class Study(Run):
 
     vary: Vary
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each cell is trained once with every seed")
-    measure: tuple[Measure, ...] = Field(min_length=1)  # type: ignore[assignment]
+    measure: tuple[Measure, ...] = Field(min_length=1)
     jobs: int = Field(1, ge=1, description="cells that are trained at the same time, each by a process of its own")
