@@ -8,7 +8,7 @@ from vlmkit import registry
 from vlmkit.plugins import make_manager
 from vlmkit.registry import Entry
 from vlmkit.testing import check_part, promises
-from vlmkit.testing.promises import MODELS
+from vlmkit.testing.outcomes import MODELS
 
 
 @pytest.mark.parametrize("entry", registry.entries(manager=make_manager(entry_points=False)), ids=str)

@@ -12,16 +12,22 @@ PROJECT = "vlmkit"  # also the entry-point group
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+API = 1  # a plugin that names another number (`vlmkit_api = 2`) was written for another vlmkit; no hook of it is called
+
 KINDS = ("tower", "projector", "packer", "decoder", "chat", "tiler", "sampler", "attention", "format", "dataset",
          "metric")
 
 
 class Part(NamedTuple):
-    """An entry a plugin offers: a kind, a name, and the module that holds it (text until it is used)."""
+    """An entry a plugin offers: a kind, a name, and the module that holds it (text until it is used).
+
+    instead  for a part that will go: the name of the one to use
+    """
 
     kind: str
     name: str
     module: str
+    instead: str = ""
 
 
 @hookspec

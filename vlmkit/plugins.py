@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple
 import pluggy
 
 from . import hookspecs
-from .errors import PluginContractError, PluginError, clean
-from .hookspecs import KINDS, PROJECT, Part, hookimpl
+from .errors import PluginConflictError, PluginContractError, PluginError, clean
+from .hookspecs import API, KINDS, PROJECT, Part, hookimpl
 from .limits import current
 
 log = logging.getLogger("vlmkit")
@@ -52,10 +53,18 @@ class Manager(pluggy.PluginManager):
         self.parts: list[tuple[str, Part]] = []  # with the plugin's name
         self.presets: list[tuple[str, Path]] = []
         self.packages: dict[str, str] = {}  # plugin -> distribution and version
+        self.commands: dict[str, list[str]] = {}  # plugin -> what it adds to the command line, once that was made
         self.broken: list[Broken] = []
+        self.left_out: list[str] = []  # by VLMKIT_PLUGINS
 
     def accept(self, plugin: Any, name: str, package: str = "vlmkit") -> None:
         """Register, ask once for all offers, check them; a plugin that fails is taken out as a whole."""
+        if self.has_plugin(name):
+            owners = f"{self.packages.get(name, 'this process')} and {package}"
+            raise PluginConflictError(f"two packages have a plugin named {name!r}: {owners}")
+        if (number := getattr(plugin, "vlmkit_api", API)) != API:
+            fitting = "a newer vlmkit" if isinstance(number, int) and number > API else f"another {package}"
+            raise PluginContractError(f"it was written for plugin API {number!r}, here is {API}; install {fitting}")
         self.register(plugin, name)
         try:
             self.check_pending()
@@ -63,7 +72,7 @@ class Manager(pluggy.PluginManager):
             found = {h.name: [offer for i in h.get_hookimpls() if i.plugin is plugin for offer in _call(i.function)]
                      for h in hooks if h.name != "vlmkit_commands"}  # fmt: skip
             parts = [_part(offer, name) for offer in found.get("vlmkit_parts", ())]
-            folders = [Path(folder) for folder in found.get("vlmkit_presets", ())]
+            folders = [_folder(offer, name) for offer in found.get("vlmkit_presets", ())]
         except BaseException:
             self.unregister(plugin)
             raise
@@ -94,7 +103,8 @@ def make_manager(entry_points: bool = True, plugins: Iterable[Any] = ()) -> Mana
         if (spec := importlib.util.find_spec(f"vlmkit.parts.{folder}")) is not None and spec.origin:
             manager.accept(importlib.import_module(spec.name), f"vlmkit.{folder}")
     manager.accept(Shipped(), "vlmkit")
-    for entry in _installed() if entry_points else ():
+    found, manager.left_out = _installed() if entry_points else ([], [])
+    for entry in found:
         dist = entry.dist
         package = f"{dist.name} {dist.version}" if dist else entry.value
         _guarded(manager, entry.load, entry.name, package)
@@ -109,14 +119,36 @@ def default() -> Manager:
     return make_manager()
 
 
-def _installed() -> list[importlib.metadata.EntryPoint]:
-    """Entry points of group `vlmkit`, limited by VLMKIT_PLUGINS; its being empty means none."""
-    found = list(importlib.metadata.entry_points(group=PROJECT))
+def _installed() -> tuple[list[importlib.metadata.EntryPoint], list[str]]:
+    """Entry points of group `vlmkit` that VLMKIT_PLUGINS lets in, by name or distribution, and the names of the others.
+
+    Its being empty lets nobody in.
+    """
+    found = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: e.name)
     allowed = os.environ.get("VLMKIT_PLUGINS")
     if allowed is None:
-        return found
-    names = {word.strip() for word in allowed.split(",")}
-    return [e for e in found if names & {e.name, e.dist.name if e.dist else ""}]
+        return found, []
+    names = {alike(word) for word in allowed.split(",")}
+    inside = [e for e in found if names & {alike(e.name), alike(e.dist.name if e.dist else e.name)}]
+    return inside, [e.name for e in found if e not in inside]
+
+
+def alike(name: str) -> str:
+    """A name as package indices compare it: vlmkit_Q.former is vlmkit-q-former."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def install_line(error: BaseException, package: str) -> str:
+    """`pip install ...` for a module that was not found, with the plugin's own extra where it has one for that."""
+    name = (getattr(error, "name", "") or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not NAME.fullmatch(name):
+        return ""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for line in importlib.metadata.requires(package.partition(" ")[0]) or ():
+            wanted, extra = NAME.match(line), re.search("""extra == ['"]([^'"]+)""", line)
+            if wanted and extra and alike(wanted[0]) == alike(name):
+                return f"pip install '{package.partition(' ')[0]}[{extra[1]}]'"
+    return f"pip install {alike(name)}"
 
 
 def _guarded(manager: Manager, load: Callable[[], Any], name: str, package: str) -> None:
@@ -126,11 +158,13 @@ def _guarded(manager: Manager, load: Callable[[], Any], name: str, package: str)
     slow.daemon = True
     slow.start()
     try:
-        manager.accept(load(), name, package)
+        with redirect_stdout(sys.stderr):  # standard output belongs to the answer
+            manager.accept(load(), name, package)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a plugin may do anything while it is imported, exit included
         reason = " ".join(clean(f"{type(error).__name__}: {error}").split())
+        reason += f"; {line}" if (line := install_line(error, package)) else ""
         manager.broken.append(Broken(name, package, reason))
         log.warning("%s", manager.broken[-1])
     finally:
@@ -183,12 +217,21 @@ def _same(plugin: Any) -> Any:
     return plugin
 
 
+def _folder(offer: Any, plugin: str) -> Path:
+    """An offered folder of presets, checked."""
+    if not isinstance(offer, Path) or not offer.is_dir():
+        raise PluginContractError(f"vlmkit_presets gives folders as Path, got {offer!r}", where=plugin)
+    return offer
+
+
 def _part(offer: Any, plugin: str) -> Part:
     """An offer, checked against the contract."""
     if not isinstance(offer, Part) or not all(isinstance(word, str) for word in offer):
         raise PluginContractError(f"vlmkit_parts gives Part(kind, name, module), got {offer!r}", where=plugin)
     if offer.kind not in KINDS:
         raise PluginContractError(f"no kind named {offer.kind!r}; there are: {', '.join(KINDS)}", where=plugin)
+    if not offer.module:
+        raise PluginContractError(f"{offer.kind} {offer.name} names no module", where=plugin)
     if not NAME.fullmatch(offer.name):
         raise PluginContractError(f"{offer.name!r} is no name: letters, digits, - and _ only", where=plugin)
     return offer

@@ -15,7 +15,7 @@ from . import plugins
 from .contracts import PartConfig
 from .errors import PluginConflictError, PluginContractError, PluginError, VlmkitError, clean
 from .hookspecs import KINDS
-from .plugins import Manager
+from .plugins import Manager, log
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Entry:
     plugin: str
     module: str
     given: tuple[type[PartConfig], Callable[..., Any]] | None = field(default=None, repr=False)
+    instead: str = ""  # of one that will go: what to use
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.name}"
@@ -55,11 +56,14 @@ class Entry:
         """First line of the module's docstring, read without importing it."""
         if self.given:
             return (self.given[0].__doc__ or "").strip().partition("\n")[0]
-        spec = importlib.util.find_spec(self.module)
-        if spec is None or spec.origin is None:
-            return ""
-        text = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
-        return text.partition("\n")[0]
+        try:
+            spec = importlib.util.find_spec(self.module)
+            if spec is None or spec.origin is None:
+                return f"there is no module {self.module}"
+            text = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
+        except Exception as error:  # of a list nothing may be missing because one part is broken
+            return " ".join(f"cannot be read: {clean(error)}".split())
+        return f"use {self.instead}: " * bool(self.instead) + text.partition("\n")[0]
 
     def _get(self, attribute: str) -> Any:
         where = f"{self.kind} {self.name}, from plugin {self.plugin}"
@@ -68,13 +72,17 @@ class Entry:
         except VlmkitError:
             raise
         except Exception as error:
-            raise PluginError(f"cannot be imported: {clean(error)}", where=where) from error
+            package = plugins.default().packages.get(self.plugin, "")
+            hint = plugins.install_line(error, package)
+            raise PluginError(f"cannot be imported: {clean(error)}" + (f"; {hint}" if hint else ""),
+                              where=where, hint=hint) from error  # fmt: skip
         if not hasattr(module, attribute):
             raise PluginContractError(f"{self.module} has no {attribute}", where=where)
         return getattr(module, attribute)
 
 
 _added: dict[tuple[str, str], Entry] = {}
+_told: set[Entry] = set()  # of whose going was told
 
 
 def add(kind: str, name: str, config: type[PartConfig], build: Callable[..., Any]) -> Entry:
@@ -92,7 +100,8 @@ def entries(kind: str | None = None, manager: Manager | None = None) -> list[Ent
     if kind is not None and kind not in KINDS:
         raise PluginError(f"no kind named {kind!r}{nearest(kind, KINDS)}", hint=f"there are: {', '.join(KINDS)}")
     offered = (manager or plugins.default()).parts
-    found = [Entry(part.kind, part.name, plugin, part.module) for plugin, part in offered] + list(_added.values())
+    found = [Entry(part.kind, part.name, plugin, part.module, None, part.instead) for plugin, part in offered]
+    found += _added.values()
     order = sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.plugin))
     return [entry for entry in order if kind in (None, entry.kind)]
 
@@ -114,6 +123,9 @@ def find(kind: str, name: str, manager: Manager | None = None) -> Entry:
         lost = "; ".join(f"plugin {b.plugin} is broken: {b.reason}" for b in (manager or plugins.default()).broken)
         raise PluginError(f"no {kind} named {name!r}; there are: {', '.join(known) or 'none'}"
                           + nearest(name, known) + (f"; {lost}" if lost else ""))  # fmt: skip
+    if found[0].instead and found[0] not in _told:
+        _told.add(found[0])
+        log.warning("%s %s, of plugin %s, will go; use %s", kind, name, found[0].plugin, found[0].instead)
     return found[0]
 
 

@@ -23,13 +23,14 @@ def vlmkit_commands(commands: Any) -> None:
     from .import_ import import_
     from .limits import limits
     from .parts import parts
-    from .plugins import plugins
+    from .plugins import app as plugins
     from .presets import presets
     from .quality import quality
     from .show import show
     from .tokens import tokens
     from .train import train
 
-    for command in (presets, parts, plugins, show, diff, check, tokens, explain, generate, chat, bench, quality,
+    for command in (presets, parts, show, diff, check, tokens, explain, generate, chat, bench, quality,
                     import_, export, train, ablate, eval_, doctor, limits):  # fmt: skip
         commands.command(command.__name__.rstrip("_"))(command)
+    commands.add_typer(plugins, name="plugins")

@@ -88,6 +88,7 @@ def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager, taken: set[
         manager.broken.append(Broken(plugin, package, clean(f"{type(error).__name__}: {error}")))
         console.warn(f"plugin {plugin} ({package}) is broken, its commands are left out: {manager.broken[-1].reason}")
         return set()
+    manager.commands[plugin] = sorted(names)
     app.registered_commands += trial.registered_commands[1:]
     app.registered_groups += trial.registered_groups
     return names

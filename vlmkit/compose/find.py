@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmkit import plugins
-from vlmkit.errors import PresetError
+from vlmkit.errors import PluginConflictError, PresetError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 WHOLE = "preset.yaml"  # the preset inside a folder of weights
@@ -47,12 +47,23 @@ def find(name: str) -> Found:
         return _file(Path(os.path.expanduser(name)))  # Path's own fails for those who have no home
     for owner, folder in folders():
         if found := within(folder, name, owner):
-            return found
+            return _alone(found)
     if _is_file(Path(name, WHOLE)):
         return _file(Path(name))
     near = difflib.get_close_matches(name, presets(), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`vlmkit presets` lists them; a path starts with ./ or /"
     raise PresetError(f"no preset named {name[:200]!r}", hint=hint)
+
+
+def _alone(found: Found) -> Found:
+    """One plugin's, or nobody's: what two plugins offer is not decided by the order in which they came."""
+    owners = [owner for owner, folder in installed() if owner != "vlmkit" and within(folder, found.name, owner)]
+    if found.owner in owners and len(owners) > 1:
+        packages = plugins.default().packages
+        told = " and ".join(f"{owner} ({packages.get(owner, 'this process')})" for owner in owners)
+        raise PluginConflictError(f"two plugins offer a preset named {found.name!r}: {told}",
+                                  hint="uninstall one, or set VLMKIT_PLUGINS to those that should load")
+    return found
 
 
 def within(folder: Path, name: str, owner: str) -> Found | None:

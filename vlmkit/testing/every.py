@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from .. import plugins
 from ..compose.bind import held
 from ..contracts import PartConfig
-from .promises import Skipped, promise, want
+from .outcomes import Skipped, promise, want
 
 HEAVY = ("torch", "timm", "transformers", "av", "PIL", "numpy", "tokenizers", "omegaconf", "datasets")
 LONGEST = 200  # characters of a summary, which is a line of a table

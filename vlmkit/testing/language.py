@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import VlmkitError
 from ..types import KVCache, Learned, Said, Seen, Turn
 from .modules import answer, same
-from .promises import Skipped, promise, want
+from .outcomes import Skipped, promise, want
 from .subjects import dice
 
 HEADS, KV_HEADS, HEAD = 4, 2, 16

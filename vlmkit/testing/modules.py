@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from .promises import MODELS, Skipped, promise, want
+from .outcomes import MODELS, Skipped, promise, want
 from .subjects import floats, tensors, to
 
 HALF = 0.15  # of what float32 gives, as the largest difference in bfloat16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VlmkitError
-from .promises import Skipped, promise, want
+from .outcomes import Skipped, promise, want
 
 ROLES = ("system", "user", "assistant")
 PEOPLE = 10  # who were asked one question

@@ -12,7 +12,7 @@ import torch
 from ..errors import ShapeError, VlmkitError
 from ..types import Features, Layout
 from .modules import answer
-from .promises import Skipped, promise, want
+from .outcomes import Skipped, promise, want
 from .subjects import COLS, OUT, ROWS, dice, to
 
 SIZES = ((480, 640), (640, 480), (28, 28), (1, 1), (3, 200), (200, 3), (1000, 333))  # height, width
