@@ -173,7 +173,8 @@ def train_cell(folder: Path, study: Path, beside: int) -> None:
     try:
         model, processor = begin(run)
         report = rehearse(processor.skeleton, run.name)
-        model = loop.train(model, processor, run, folder, bool(state.saves(folder)), _watched, print)
+        resume, shared = bool(state.saves(folder)), study.parent / "features"
+        model = loop.train(model, processor, run, folder, resume, _watched, print, shared)
         native.save(model, processor, folder / "model")
         found = measured(model, processor, asked, folder)
     except VlmkitError as error:
