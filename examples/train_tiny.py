@@ -1,7 +1,8 @@
 """Train the model that ships with vlmkit, from nothing: python examples/train_tiny.py trained [--resume] [key=value]
 
-First the tower learns to see (tiny_tower.py), then the model learns to answer (presets/runs/tiny.yaml). Both draw
-their scenes from seeds; held-out scenes have other seeds. A stopped run goes on with --resume.
+First the tower learns to see (tiny_tower.py), then the model learns to answer (presets/runs/tiny.yaml), then to find one
+thing among others (presets/runs/tiny-finds.yaml). All draw their scenes from seeds; held-out scenes have other seeds.
+A stopped run goes on with --resume.
 """
 
 import sys
@@ -20,15 +21,16 @@ CELLS = 6600  # steps of the first part
 
 
 def main(out, resume, words):
-    run = vlmkit.compose("tiny", "runs/tiny", *words)
-    model = vlmkit.build(run, seed=run.seed)
+    runs = {name: vlmkit.compose("tiny", f"runs/{name}", *words) for name in ("tiny", "tiny-finds")}
+    model = vlmkit.build(run := runs["tiny"], seed=run.seed)
     tokenizer = Tokenizer.from_file(Path(run.tokenizer.from_) / "tokenizer.json")
     processor = Processor(run, assemble(run), tokenizer)
-    resume = resume and (out / STATE).is_dir()
-    if not resume:
+    begun = {name for name in runs if resume and (out / name / STATE).is_dir()}
+    if not begun:
         torch.manual_seed(run.seed)  # for the first weights of the lessons' head
         tiny_tower.teach(model.tower, model.image.tiler, CELLS)
-    train(model, processor, run, out, resume)
+    for name, run in runs.items():
+        train(model, processor, run, out / name, name in begun)
     print("saved", vlmkit.save(model, processor, out / "model"))
 
 

@@ -110,13 +110,14 @@ def fills(drawn: list[Thing]) -> list[tuple[int, int, int]]:
 def objects(rng: Random, skill: str | None) -> tuple[Draft, list[Look]] | None:
     """One to five things in one picture."""
     size = picture_size(rng)
-    weights = {"relation": (0, 6, 2, 1, 1), "size": (0, 5, 3, 1, 1), "count": (1, 2, 3, 4, 5)}
+    weights = {"relation": (0, 6, 2, 1, 1), "size": (0, 5, 3, 1, 1), "count": (1, 2, 3, 4, 5),
+               "look_up": (0, 6, 4, 3, 3), "find": (0, 3, 4, 4, 4)}
     number = rng.choices((1, 2, 3, 4, 5), weights.get(skill or "", (3, 5, 4, 3, 3)))[0]
     if skill in ("count", "exists", None) and rng.random() < 0.015:
         number = 0
     short = min(size)
     least = 0.07 if max(size) < 1.4 * short else 0.105  # the longer side decides how small it is seen
-    spot = rng.choice(PLACES) if skill == "position" or rng.random() < 0.35 else ""
+    spot = rng.choice(PLACES) if skill in ("position", "find") or rng.random() < 0.35 else ""
     mixed = skill == "size" or rng.random() < 0.4
     drawn = things(rng, number, size[0] / short, size[1] / short, least=least, mixed=mixed, spot=spot)
     if drawn is None:

@@ -319,6 +319,6 @@ ASK: dict[str, Callable[[Random, Draft], Question | None]] = {
     "size": ask_size, "position": ask_position, "word": ask_word, "digits": ask_digits,
     "small_text": ask_small_text, "pair": ask_pair, "motion": ask_motion, "direction": ask_direction,
     "times": ask_times, "describe": ask_describe, "spell": ask_spell, "compare": ask_compare, "frames": ask_frames,
-    "look_up": ask_look_up,
+    "look_up": ask_look_up, "find": ask_position,
 }
-TRAINING_ONLY = ("describe", "spell", "compare", "frames", "look_up")  # denser supervision, not measured
+TRAINING_ONLY = ("describe", "spell", "compare", "frames", "look_up", "find")  # denser supervision, not measured

@@ -24,7 +24,7 @@ KINDS = {"objects": 0.42, "text": 0.3, "pair": 0.08, "clip": 0.2}
 # What is asked about a scene of each kind, and how often.
 ABOUT: dict[str, dict[str, float]] = {
     "objects": {"shape": 1, "colour": 4, "count": 1.5, "exists": 1, "relation": 3, "size": 2, "position": 3,
-                "look_up": 0},  # only where it is named
+                "look_up": 0, "find": 0},  # only where they are named
     "text": {"word": 3, "digits": 3, "small_text": 4, "shape": 0.5, "colour": 0.5, "exists": 0.3, "position": 0.5},
     "pair": {"pair": 1},
     "clip": {"motion": 1.5, "direction": 1, "times": 1.5, "count": 0.3, "exists": 0.2},
