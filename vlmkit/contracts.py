@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -190,7 +190,20 @@ class CheckpointFormat(Protocol):
         ...
 
 
-Dataset = Iterable[list[dict[str, Any]]]  # build(config) -> conversations, as `processor` takes them
+class Dataset(Protocol):
+    """build(config).   Conversation i is the same whenever it is asked for, in any process.
+
+    `place(i)` may tell where it stands, such as file:line; `ordered` may be True: the order of the numbers is a recipe
+    of its own, and whoever trains keeps it.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int) -> list[dict[str, Any]]:
+        """A conversation as `processor` takes it; DataError where it is bad, IndexError behind the last."""
+        ...
+
+
 # build(config) -> (answers, all right answers to each) -> score. One with `choices` is given not what the model says
 # but the likeliest of these, or of those that the question brings where there are none.
 Metric = Callable[[list[str], list[list[str]]], float]

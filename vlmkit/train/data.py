@@ -71,6 +71,14 @@ class Feed:
         """Whether a conversation may come more than once; a budget of tokens does not tell."""
         return bool(self.run.tokens) or self.run.steps * self.run.batch > len(self.data)
 
+    def about(self) -> str:
+        """How much there is, and how often it comes, for people."""
+        run, size = self.run, len(self.data)
+        often = "" if run.tokens else f", {run.steps * run.batch / size:.3g} times in {run.steps:,} steps"
+        epochs: dict[str, float] = getattr(self.data, "epochs", {})
+        shares = [f"{name} {times:.3g} times" for name, times in epochs.items()]
+        return f"{size:,} conversations{often}" + (f"; in each epoch {', '.join(shares)}" if shares else "")
+
     def summary(self) -> str:
         """What was left out and why, for people; "" when nothing was."""
         if not self._bad:

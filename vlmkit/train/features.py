@@ -42,8 +42,8 @@ def keeping(model: VLM, run: Run, folder: Path, again: bool = True, told: Told =
     again  whether tiles come more than once, here or in a run that shares the folder; else `auto` keeps nothing
     """
     how = run.machine.features
-    if how == "off" or run.machine.shard == "fsdp" or (how == "auto" and not again):
-        yield None  # under FSDP every process must run the same layers, whatever it knows already
+    if how == "off" or run.machine.shard != "none" or (how == "auto" and not again):
+        yield None  # where layers are shared out every process must run them, whatever it knows already
         return
     kept = Kept(model, run, folder, how == "auto", told)
     model.kept = kept.see
