@@ -142,9 +142,9 @@ def runs_in_bfloat16(case: Any) -> None:
     part, half = case.make(), case.make(dtype=torch.bfloat16)
     if isinstance(part, nn.Module):
         half.load_state_dict(part.state_dict())
-    x = case.draw(part)
-    exact = answer(case, part, x)
-    out = answer(case, half, floats(x, lambda t: t.bfloat16()))
+    x = floats(case.draw(part), lambda t: t.bfloat16())
+    exact = answer(case, part, floats(x, lambda t: t.float()))
+    out = answer(case, half, x)
     want(out[0].dtype == torch.bfloat16, f"gives {out[0].dtype}")
     for a, b in zip(exact, out, strict=True):
         far = float((a - b.float()).abs().max() / a.abs().max().clamp(min=1e-6))

@@ -1,14 +1,16 @@
-"""A Q-Former for vlmkit: one projector, and a preset that uses it."""
+"""Two projectors that give the decoder few tokens, and presets that use them."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from vlmkit.hookspecs import Part, hookimpl
 
+vlmkit_api = 1
+
 
 @hookimpl
 def vlmkit_parts() -> Iterable[Part]:
-    return [Part("projector", "qformer", f"{__name__}.qformer")]
+    return [Part("projector", name, f"{__name__}.{name}") for name in ("qformer", "cabstractor")]
 
 
 @hookimpl
