@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +18,7 @@ import vlmkit
 from vlmkit.errors import DataError
 from vlmkit.parts.attention import eager, sdpa
 from vlmkit.parts.decoders import transformer
-from vlmkit.train.loss import targets
+from vlmkit.train.loss import loss, targets
 from vlmkit.types import Batch
 
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -114,3 +118,54 @@ def _ours(name: str) -> str:
     for theirs, ours in pairs.items():
         name = name.replace(theirs, ours)
     return name
+
+
+def reader(vocab: int) -> Reader:
+    torch.manual_seed(0)
+    said = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "vocab": vocab, "context": 8192}
+    return Reader(transformer.Config.model_validate(said), sdpa)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunks_change_neither_value_nor_gradient(chunk: int) -> None:
+    model = reader(50)
+    ids = torch.randint(50, (90,), generator=torch.Generator().manual_seed(1))
+    given = batch([ids[:40].tolist(), ids[40:].tolist()], [ids[:40].tolist(), ids[40:].tolist()])
+    found = []
+    for size in (None, chunk):
+        value = loss(model, given, chunk=size)
+        found.append((value, *torch.autograd.grad(value, list(model.parameters()))))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
+
+
+def test_a_part_of_a_larger_batch() -> None:
+    model, ids = reader(50), [[1, 2, 3, 4], [5, 6, 7]]
+    whole = loss(model, batch(ids, ids))
+    parts = [loss(model, batch([row], [row]), total=5) for row in ids]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+PEAK = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_loss import batch, reader
+from vlmkit.train.loss import loss
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+model, ids = reader(32000), list(range(1024))
+loss(model, batch([ids[:8]], [ids[:8]])).backward()
+for chunk in (32, 1024):
+    before = peak()
+    loss(model, batch([ids], [ids]), chunk=chunk).backward()
+    print(peak() - before)
+"""
+
+
+def test_no_more_than_a_chunk_of_logits_is_held() -> None:
+    """1024 rows of 32000 logits are 125 MiB, and their gradients as many; 32 rows are 4."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(Path(__file__).parent)], capture_output=True, text=True,
+                          timeout=120, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    some, whole = map(int, done.stdout.split())
+    assert some < 50
+    assert whole > 200

@@ -33,11 +33,13 @@ EVERY = 10  # seconds between two plain lines
 
 def train(
     words: a.Words,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume "
-                                             "needs.")] = None,  # fmt: skip
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder for the model, the log and what --resume needs.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the training in this folder stopped.")] = False,
-    labels: Annotated[int, typer.Option("--labels", min=0, help="Train nothing; print so many conversations, the words "
-                                        "that are learned told apart.")] = 0,  # fmt: skip
+    labels: Annotated[
+        int, typer.Option(min=0, help="Train nothing; print so many conversations and which words are learned.")
+    ] = 0,
 ) -> None:
     """Train a model as a run describes, from its preset's weights or from nothing.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import VlmkitError
 from ..types import IGNORED, Batch
-from .stages import Learner, mark
+from .parallel import whole
+from .stages import Learner, mark, marks
 
 if TYPE_CHECKING:
     from ..processing.processor import Processor
@@ -25,14 +26,14 @@ class Audit:
 
     def __init__(self, learner: Learner, new: set[str]) -> None:
         self.learner, self.new = learner, sorted(new)
-        self.before = {n: mark(learner.masters[n]) for n in self.new}
+        self.before = marks({n: learner.masters[n] for n in self.new})
         self.still = learner.frozen()
         self.grads: dict[str, bool] = {}  # whether any of it is not 0; missing where there is none at all
 
     def gradients(self) -> None:
         """Look at the gradients, before the step uses them up."""
         weights = self.learner.weights
-        self.grads = {n: bool(g.count_nonzero()) for n in self.new if (g := weights[n].grad) is not None}
+        self.grads = {n: bool(whole(g.norm())) for n in self.new if (g := weights[n].grad) is not None}
 
     def finish(self, saved: dict[str, Tensor], kinds: set[str]) -> str:
         """The table, a row for each part; raises VlmkitError where it shows a mismatch.
@@ -41,7 +42,7 @@ class Audit:
         kinds   what the step saw: image, video; a part that only sees something else is judged by no gradient
         """
         learner = self.learner
-        now = {n: mark(learner.masters[n]) for n in self.new}
+        now = marks({n: learner.masters[n] for n in self.new})
         changed = {n for n in self.new if now[n] != self.before[n]}
         kept = {n: t for n in self.new if (t := saved.get(f"master.{n}", saved.get(f"model.{n}"))) is not None}
         equal = {n for n, t in kept.items() if mark(t) == now[n]}
@@ -100,7 +101,8 @@ def labels(processor: Processor, conversation: Any) -> list[tuple[str, bool]]:
     found = []
     for (seen, learned), some in groupby(tokens, key=lambda token: token[1:]):
         ids = [token[0] for token in some]
-        found.append((f"[{len(ids)} visual tokens]" if seen else processor.tokenizer.decode(ids, special=True), learned))
+        text = f"[{len(ids)} visual tokens]" if seen else processor.tokenizer.decode(ids, special=True)
+        found.append((text, learned))
     return found
 
 

@@ -26,8 +26,9 @@ def begin(run: Run) -> tuple[VLM, Processor]:
     if run.tokenizer is None:
         raise PresetError("names no tokenizer", where=f"preset {run.name}", hint="give it a section `tokenizer`")
     if run.weights:
-        return load(run, dtype=torch.float32, seed=run.seed)
-    model = assemble(run)
+        return load(run, dtype=torch.float32, seed=run.seed, attention=run.machine.attention,
+                    quantize=run.machine.quantize)
+    model = assemble(run, run.machine.attention)
     sections = list(dict.fromkeys(map(part_of, model.state_dict())))
     fill(model, Paper(run, model, [], sections, []), "cpu", torch.float32, run.seed)
     return model, Processor(run, assemble(run), Tokenizer.from_file(run.tokenizer.from_))

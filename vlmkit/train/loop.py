@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,15 @@ import torch
 from ..checkpoint.native import save as save_model
 from ..checkpoint.whole import only_writer
 from ..errors import ResumeError, VlmkitError
+from ..model.assemble import assemble
 from ..types import Batch
-from . import audit, state
+from . import adapters, audit, state
 from .audit import Audit
 from .data import Feed
+from .features import keeping
 from .log import LOG as LOG
 from .log import Done, Log
-from .loss import loss
+from .parallel import Ranks, Step, clip, filled, parallelize, tally, undo, whole
 from .stages import Learner, stages
 
 if TYPE_CHECKING:
@@ -36,50 +38,64 @@ EXPLODED = 4  # times the loss of a blind guess
 
 
 def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = False,
-          told: Callable[[Done], None] = lambda done: None, said: Callable[[str], None] = lambda text: None) -> VLM:
+          told: Callable[[Done], None] = lambda done: None, said: Callable[[str], None] = lambda text: None,
+          features: Path | None = None) -> VLM:
     """Train what `run.train` names, for `run.steps` steps; where a run has stages, one after the other.
 
     told   hears of each step, which `out/log.jsonl` keeps; said hears what a person should know
+    features  a folder that trainings share, for what frozen towers saw
     Raises VlmkitError when a loss or a gradient is not finite, before any weight is touched by it.
     """
+    ranks = Ranks(run.machine, place(run.machine.device))
     out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out.resolve()):
+    with only_writer(out.resolve()) if ranks.first else nullcontext():
         saved, every = state.newest(out) if resume else None, stages(run)
         here = saved.told["stage"] if saved else next(iter(every))
         if here not in every:
             raise ResumeError(f"was saved in stage {here!r}; this run has {', '.join(every)}", where=out)
         for one in saved.skipped if saved else ():
             said(f"skipped a damaged state: {one}")
-        log = Log(out, run, saved.told["step"] if saved else 0)
+        ranks.wait()
+        log = Log(out, run, saved.told["step"] if saved else 0) if ranks.first else None
         try:
             begun = 0
             moved = set[str](saved.told["moved"]) if saved else set[str]()
             for name, stage in every.items():
                 if saved is None or name == here:
-                    work = Work(model, processor, stage, out, name, begun, moved)
-                    work.go(saved, log, told, said)
-                    moved, saved = moved | work.learner.asked.keys(), None
-                    if name:
+                    work = Work(model, processor, stage, out, name, begun, moved, ranks)
+                    work.go(saved, log, told, said, features)
+                    model = work.plain()
+                    merged = adapters.finish(model, stage, out / "adapters" / name, ranks.first)
+                    moved |= merged | work.learner.moved
+                    saved = None
+                    if name and ranks.first:
                         save_model(model.eval(), processor, out / "stages" / name)
                 begun += stage.steps
         finally:
-            log.close()
+            if log:
+                log.close()
     return model.eval()
 
 
 class Work:
     """One stage under way.   begun: steps of earlier stages; moved: names of weights that learned in them"""
 
-    def __init__(self, model: VLM, processor: Processor, run: Run, out: Path, name: str, begun: int,
-                 moved: set[str]) -> None:
+    def __init__(self, model: VLM, processor: Processor, run: Run, out: Path, name: str, begun: int, moved: set[str],
+                 ranks: Ranks) -> None:
         self.model, self.processor, self.run, self.out = model, processor, run, out
-        self.name, self.begun, self.moved = name, begun, moved
-        self.device = place(run.machine.device)
-        model.to(self.device)
+        self.name, self.begun, self.moved, self.ranks = name, begun, moved, ranks
+        adapters.add(model, run)
+        self.forward = Step(model)
+        if ranks.mesh is None:
+            model.to(ranks.device)
+        parallelize(model, self.forward, run.machine, ranks.mesh, run.train)
+        if run.machine.shard == "tensor":
+            model.to(ranks.device)
         self.learner = Learner(model, run, getattr(torch, run.machine.dtype))
         self.frozen = ""
 
-    def go(self, saved: state.Saved | None, log: Log, told: Callable[[Done], None], said: Callable[[str], None]) -> None:
+    def go(self, saved: state.Saved | None, log: Log | None, told: Callable[[Done], None],
+           said: Callable[[str], None], features: Path | None = None) -> None:
         """From the start, or from a state on."""
         first = 0
         if saved:
@@ -88,42 +104,60 @@ class Work:
         self.frozen = _digest(self.learner.frozen())
         if saved and saved.told["frozen"] != self.frozen:
             raise ResumeError("the frozen weights are other ones than those of the run that is resumed", where=self.out)
-        feed = Feed(self.run, self.processor, saved.told["feed"] if saved else None, out=self.out)
-        with _stopping() as stop:
+        feed = Feed(self.run, self.processor, saved.told["feed"] if saved else None, *self.ranks.data, self.out)
+        said(feed.about())
+        again, folder = feed.again or features is not None, features or self.out / "features"
+        with _stopping() as stop, keeping(self.model, self.run, folder, again, said):
             before = feed.state()
             for step, batch in enumerate(feed, start=first):
-                done = self._step(step, batch, before, feed, said)
-                log.tell(done)
-                if (step + 1) % self.run.save_every == 0 or step + 1 == self.run.steps or stop:
+                *counts, stopped = self.ranks.total([*tally(batch), len(stop)])
+                done = self._step(step, batch, counts, before, feed, said)
+                if log:
+                    log.tell(done)
+                if (step + 1) % self.run.save_every == 0 or step + 1 == self.run.steps or stopped:
                     self._save(step + 1, feed)
-                told(done)
-                if stop:
+                if log:
+                    told(done)
+                if stopped:
                     raise KeyboardInterrupt
                 before = feed.state()
         if feed.left_out:
             said(feed.summary())
 
-    def _step(self, step: int, batch: Batch, before: dict[str, Any], feed: Feed, said: Callable[[str], None]) -> Done:
-        begun, learner = time.perf_counter(), self.learner
+    def plain(self) -> VLM:
+        """The model as it was given, not recomputed, compiled or sharded any more."""
+        if self.ranks.mesh is None:
+            undo(self.model)
+            return self.model
+        fresh = assemble(self.run, self.run.machine.attention)
+        adapters.add(fresh, self.run)
+        fresh.load_state_dict({n: whole(t).cpu() for n, t in self.model.state_dict().items()}, assign=True)
+        return fresh
+
+    def _step(self, step: int, batch: Batch, counts: list[float], before: dict[str, Any], feed: Feed,
+              said: Callable[[str], None]) -> Done:
+        begun, learner, shares = time.perf_counter(), self.learner, self.ranks.data[1]
         torch.manual_seed(self.run.seed + self.begun + step)  # drop-out does not depend on where a run was resumed
         new = learner.begin(step)
         watch = Audit(learner, new) if new else None
-        batch = batch.to(self.device)
-        value = loss(self.model, batch)
-        value.backward()
-        grads = [p for p in learner.weights.values() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(grads, self.run.clip).item()
-        self._sound(value.item(), norm, before, feed)
+        sizes = len(batch.ids), len(batch.slots)
+        batch = filled(batch, self.model, self.processor, counts[1:]).to(self.ranks.device)
+        value = self.forward(batch, int(counts[0]))
+        (value * shares).backward()  # FSDP takes the mean
+        norm = clip([p for p in learner.weights.values() if p.grad is not None], self.run.clip)
+        loss, tokens, visual = self.ranks.total([value.item(), *sizes])
+        self._sound(loss, norm, before, feed)
         if watch:
             watch.gradients()
         learner.step()
         if watch:
             folder = self._save(step + 1, feed)
             table = watch.finish(state.load(folder), audit.kinds(batch))
-            audit.write(self.out, table)
-            said(table)
+            if self.ranks.first:
+                audit.write(self.out, table)
+                said(table)
         spent = time.perf_counter() - begun
-        return Done(self.begun + step, value.item(), len(batch.ids), len(batch.slots), norm, round(spent, 4), self.name)
+        return Done(self.begun + step, loss, int(tokens), int(visual), norm, round(spent, 4), self.name)
 
     def _sound(self, value: float, norm: float, before: dict[str, Any], feed: Feed) -> None:
         """Stop at a loss that says nothing any more, before a weight is touched."""
@@ -140,7 +174,11 @@ class Work:
                 "frozen": self.frozen}  # fmt: skip
         if _digest(self.learner.frozen()) != self.frozen:
             raise VlmkitError("a frozen weight changed", where="train", code="VK-AUDIT")
-        return state.save(self.out, self.begun + step, told, self.learner.tensors(self.moved))
+        tensors = {n: whole(t) for n, t in self.learner.tensors(self.moved).items()}
+        if self.ranks.first:
+            state.save(self.out, self.begun + step, told, tensors)
+        self.ranks.wait()
+        return state.home(self.out, self.begun + step)
 
 
 def place(device: str) -> torch.device:

@@ -25,6 +25,8 @@ def loss(model: VLM, batch: Batch, total: int | None = None, chunk: int | None =
     chunk   positions whose logits are held at once; the others' are computed again for their gradients
     """
     at, wanted = targets(batch)
+    if not len(at) and total is None:
+        raise DataError("nothing in this batch is learned: every label is masked")
     hidden = model(batch)[at]
     size = chunk or max(1, NUMBERS // model.decoder.vocab)
     if len(at) <= size:
@@ -48,6 +50,9 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor]:
     ends = (batch.lens.cumsum(0) - 1).to(wanted.device)  # a last token must not predict its neighbour's first
     wanted[ends] = IGNORED
     at = (wanted != IGNORED).nonzero().squeeze(1)
-    if not len(at):
-        raise DataError("nothing in this batch is learned: every label is masked")
     return at, wanted[at]
+
+
+def learned(batch: Batch) -> int:
+    """How many tokens of a batch are learned."""
+    return len(targets(batch)[0])

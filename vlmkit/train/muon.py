@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .parallel import like, whole
+
 
 class Muon(Optimizer):
     """Momentum whose update is made orthogonal (Jordan 2024), sized like AdamW's (Liu 2025), for matrices only."""
@@ -24,12 +26,12 @@ class Muon(Optimizer):
             for p in (p for p in group["params"] if p.grad is not None):
                 seen = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 seen.lerp_(p.grad, 1 - group["momentum"])
-                alike[p.shape].append((p, p.grad.lerp(seen, group["momentum"]), group))
+                alike[p.shape].append((p, whole(p.grad.lerp(seen, group["momentum"])), group))
         for shape, members in alike.items():  # matrices of one shape in one call
             updates = orthogonal(torch.stack([update for _, update, _ in members]))
             for (p, _, group), update in zip(members, updates, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                p.add_(like(update, p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 
 def orthogonal(m: Tensor, turns: int = 5) -> Tensor:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ..checkpoint.quantize import quantized
+from ..checkpoint.quantize import Quantized, quantized
 from ..errors import PresetError, ResumeError
 from .muon import Muon
+from .parallel import like
 
 if TYPE_CHECKING:
     from ..compose.preset import Learns, Run, Schedule
@@ -44,6 +47,8 @@ def chosen(model: nn.Module, train: dict[str, Learns]) -> dict[str, str]:
         if not names:
             raise PresetError(f"nothing is called {section!r} in this model", where="train",
                               hint=f"sections: {', '.join(n for n, _ in model.named_children())}")
+        if train[section].lora:
+            names = {n: p for n, p in names.items() if ".lora_" in n}
         if (layers := train[section].layers) is not None:
             inside = {id(p) for block in blocks(model, section, layers) for p in block.parameters()}
             names = {n: p for n, p in names.items() if id(p) in inside}
@@ -71,8 +76,19 @@ def share(step: int, steps: int, schedule: Schedule) -> float:
     return 0.5 * (1 + math.cos(math.pi * max(0, step - fall) / max(1, steps - fall)))
 
 
+def marks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The mark of each tensor; of a sharded one, the same on all processes as that of the whole one."""
+    found = {name: mark(tensor) for name, tensor in tensors.items()}
+    sharded = [n for n, t in tensors.items() if isinstance(t, DTensor) and any(p.is_shard() for p in t.placements)]
+    if sharded:
+        sums = torch.tensor([found[name] for name in sharded], device=tensors[sharded[0]].device)
+        dist.all_reduce(sums)
+        found.update(zip(sharded, sums.tolist(), strict=True))
+    return found
+
+
 def mark(tensor: Tensor) -> int:
-    """A number that changes with any bit of a tensor; of a sharded one, with those of this rank.   [any]"""
+    """A number that changes with any bit of a tensor; of a sharded one, with those that lie here.   [any]"""
     local = getattr(tensor, "to_local", lambda: tensor)().detach()
     return int(local.contiguous().view(-1).view(BIT[local.element_size()]).sum(dtype=torch.int64))
 
@@ -94,14 +110,15 @@ class Learner:
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.asked)
         _modes(model)
-        quiet = [name for name, part in model.named_modules() if not part.training]
+        quiet = [name for name, part in model.named_modules() if not part.training or isinstance(part, Quantized)]
         self.still = {n for n in model.state_dict() if n.rpartition(".")[0] in quiet}
         self.still |= dict(model.named_parameters()).keys() - self.asked.keys()
         model.requires_grad_(False)
         self.weights = {n: p for n, p in model.named_parameters() if n in self.asked}
-        whole = {n: p.detach().float() for n, p in self.weights.items() if dtype != torch.float32}
+        kept = {n: p.detach().float() for n, p in self.weights.items() if dtype != torch.float32}
         model.to(dtype)
-        self.masters: dict[str, Tensor] = {n: whole.get(n, p) for n, p in self.weights.items()}
+        self.weights = {n: p for n, p in model.named_parameters() if n in self.asked}
+        self.masters: dict[str, Tensor] = {n: kept.get(n, p) for n, p in self.weights.items()}
         self.optimizers = self._optimizers()
 
     def _optimizers(self) -> list[Optimizer]:
@@ -122,6 +139,12 @@ class Learner:
         others, matrices = made
         return ([Muon(matrices)] if matrices else []) + (
             [torch.optim.AdamW(others, betas=(0.9, 0.98))] if others else [])
+
+    @property
+    def moved(self) -> set[str]:
+        """What is another one after this stage: weights that learn, and statistics of their parts; adapters aside."""
+        buffers = dict(self.model.named_buffers()).keys() - self.still
+        return {n for n in self.asked if ".lora_" not in n} | buffers
 
     def begin(self, step: int) -> set[str]:
         """Set rates and modes for a step; the names that learn from it on."""
@@ -151,12 +174,12 @@ class Learner:
                 p.grad = None
 
     def frozen(self) -> dict[str, int]:
-        """Name -> mark of everything that must not change: weights that never learn, and the statistics of their parts."""
-        return {n: mark(t) for n, t in self.model.state_dict().items() if n in self.still}
+        """Name -> mark of what must not change: weights that never learn, and the statistics of their parts."""
+        return marks({n: t for n, t in self.model.state_dict().items() if n in self.still})
 
     def tensors(self, moved: set[str]) -> dict[str, Tensor]:
         """All that a resumed training needs: what has learned by now, buffers, the optimizers'."""
-        names = self.weights.keys() | moved | dict(self.model.named_buffers()).keys()
+        names = self.moved | self.weights.keys() | moved
         found = {f"model.{n}": t for n, t in self.model.state_dict().items() if n in names}
         found |= {f"master.{n}": t for n, t in self.masters.items() if t is not self.weights[n]}
         for name, slot, tensor in self._slots():
@@ -181,13 +204,12 @@ class Learner:
         if wrong:
             raise ResumeError(f"is no state of this run: {len(wrong)} tensors differ, such as {wrong[0]}")
         for name, tensor in theirs.items():
-            mine[name].copy_(tensor)
+            mine[name].copy_(like(tensor, mine[name]))
         homes = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
         for name, tensor in rest.items():
             weight, _, slot = owner[name]
             master = self.masters[weight]
-            device = "cpu" if slot == "step" else master.device
-            homes[id(master)].state[master][slot] = tensor.to(device, copy=True)
+            homes[id(master)].state[master][slot] = tensor.clone() if slot == "step" else like(tensor, master).clone()
 
 
 def _modes(model: nn.Module) -> None:

@@ -33,7 +33,7 @@ class Saved(NamedTuple):
 
 def save(out: Path, step: int, told: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     """Write the state after so many steps.   name -> [any]"""
-    folder = out.resolve() / STATE / f"{step:08}"
+    folder = home(out, step)
     with replacing(folder, shards.size(tensors) + BESIDES) as beside:
         files = shards.write(tensors, beside, SHARD)
         (beside / TOLD).write_text(json.dumps(told), "utf-8")
@@ -41,6 +41,10 @@ def save(out: Path, step: int, told: dict[str, Any], tensors: dict[str, Tensor])
     for old in saves(out)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def home(out: Path, step: int) -> Path:
+    return out.resolve() / STATE / f"{step:08}"
 
 
 def saves(out: Path) -> list[Path]:
@@ -68,7 +72,8 @@ def load(folder: Path) -> dict[str, Tensor]:
 
 def _verified(folder: Path) -> dict[str, Any]:
     """What a state tells, if every file is the one that was written."""
-    for name, wanted in parse((folder / LOCK).read_bytes(), folder / LOCK, "is no lock file").items():
-        if digest(folder / Path(name).name) != wanted:
+    locked = parse((folder / LOCK).read_bytes(), folder / LOCK, "is no lock file")
+    for name in sorted(locked.keys() | {f.name for f in folder.iterdir()} - {LOCK}):
+        if not (folder / name).is_file() or digest(folder / name) != locked.get(name):
             raise ResumeError(f"{name} is not what was written")
     return parse((folder / TOLD).read_bytes(), folder / TOLD, "is no state")
