@@ -37,7 +37,11 @@ def ablate(
         from vlmkit.view.page import Panel, write
 
         report.drawing()
-    rows = studies.ablate(study, out, resume, console.warn)
+    try:
+        rows = studies.ablate(study, out, resume, console.warn)
+    except KeyboardInterrupt:
+        console.warn(f"what is finished is in {out}; the same command with --resume does the rest")
+        raise
     panels = [Panel(*one) for one in report.panels(study, rows, report.write(study, rows, out))]
     write(out / "report.html", study.name, study.about, panels)
     if json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, parent_process
@@ -166,7 +167,7 @@ def train_cell(folder: Path, study: Path, beside: int) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     if beside > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+        torch.set_num_threads(max(1, torch.get_num_threads() // beside))
     run, asked = compose(folder / RUN), compose(study)
     assert isinstance(run, Run)
     assert isinstance(asked, Study)
@@ -232,4 +233,4 @@ def peak() -> int:
         return torch.cuda.max_memory_allocated()
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
