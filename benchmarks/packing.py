@@ -2,7 +2,7 @@
 
     python benchmarks/packing.py [--device cuda]
 
-A LLaVA-NeXT with a light tower, frozen, and a Llama decoder of width 512 and 8 layers, random weights. A step is the
+A LLaVA-NeXT with a light tower of 168 pixels, frozen, and a Llama decoder of width 512, random weights. A step is the
 loss and its gradients; both sides have the same weights, ids, labels and pixels, and losses and gradients are compared
 first. transformers pads to the longest row and makes logits for every position; vlmkit lays the rows end to end and
 makes logits where something is learned. The cases differ in how unequal the rows are; in the last one they are equal.
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vlmkit.train.loss import loss
 from vlmkit.types import IGNORED
 
-SHAPE = Shape((256, 4, 4), (336, 384), 512, 8, 8, 8, 1536, 8192)
+SHAPE = Shape((256, 4, 4), (168, 182), 512, 8, 8, 8, 1536, 8192)
 LIGHT = Shape((64, 3, 2), (56, 76), 128, 4, 4, 2, 256, 1024)
 ASK, SAY = "What is it?", "A wide field, and a tree that stands alone."
 

@@ -33,7 +33,7 @@ from vlmkit.train.data import Feed
 from vlmkit.train.loop import train
 from vlmkit.types import IGNORED
 
-SHAPE = Shape((256, 4, 4), (336, 384), 512, 6, 8, 8, 1536, 8192)
+SHAPE = Shape((256, 4, 4), (168, 182), 512, 6, 8, 8, 1536, 8192)
 LIGHT = Shape((64, 3, 2), (56, 76), 128, 4, 4, 2, 256, 1024)
 ASK = "What is in it?"
 RATE, BATCH = 1e-4, 4

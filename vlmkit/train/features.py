@@ -97,7 +97,7 @@ class Shelf:
         self.tower, self.auto, self.told = tower, auto, told
         self.frames = getattr(tower, "frames", 1)
         self.folder = folder / _identity(tower, about)
-        self.on, self.calls, self.hits, self.misses = True, 0, 0, 0
+        self.on, self.checked, self.calls, self.hits, self.misses = True, False, 0, 0, 0
         self.seconds = {"tower": 0.0, "look": 0.0}
         self.tiles = {"tower": 0, "look": 0}
         self.places: dict[bytes, Place] = {}
@@ -168,8 +168,9 @@ class Shelf:
 
     def _steady(self, missing: Tensor, made: Features) -> bool:
         """On a CPU a resumed training is the same to the last bit: then two tiles must be what they are among many."""
-        if self.calls or made.tokens.device.type != "cpu" or len(missing) < 3:
+        if self.checked or made.tokens.device.type != "cpu" or len(missing) < 3:
             return True
+        self.checked = True
         if torch.equal(self._ask(missing[:2].flatten(0, 1)).tokens, made.tokens[: 2 * self.frames]):
             return True
         self._stop("this tower's numbers depend on how many tiles it sees at once")
