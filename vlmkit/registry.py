@@ -34,6 +34,9 @@ class Entry:
 
     @property
     def config(self) -> type[PartConfig]:
+        if self.instead and self not in _told:
+            _told.add(self)
+            log.warning("%s %s, of plugin %s, will go; use %s", self.kind, self.name, self.plugin, self.instead)
         config = self.given[0] if self.given else self._get("Config")
         if not (isinstance(config, type) and issubclass(config, PartConfig)):
             raise PluginContractError("Config must be a subclass of PartConfig", where=self.module)
@@ -123,9 +126,6 @@ def find(kind: str, name: str, manager: Manager | None = None) -> Entry:
         lost = "; ".join(f"plugin {b.plugin} is broken: {b.reason}" for b in (manager or plugins.default()).broken)
         raise PluginError(f"no {kind} named {name!r}; there are: {', '.join(known) or 'none'}"
                           + nearest(name, known) + (f"; {lost}" if lost else ""))  # fmt: skip
-    if found[0].instead and found[0] not in _told:
-        _told.add(found[0])
-        log.warning("%s %s, of plugin %s, will go; use %s", kind, name, found[0].plugin, found[0].instead)
     return found[0]
 
 

@@ -76,11 +76,11 @@ def hoist(words: list[str]) -> list[str]:
 def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager, taken: set[str]) -> set[str]:
     """A plugin's commands, tried on an application of their own first: a broken one takes nothing else down."""
     trial = typer.Typer()
-    trial.command("nothing")(lambda: None)
+    trial.callback()(lambda: None)  # a group, also of one command or none
     try:
         hook(trial)
         group: Any = typer.main.get_command(trial)
-        names = set(group.commands) - {"nothing"}
+        names = set(group.commands)
         if twice := taken & names:
             raise PluginConflictError(f"there is a command of that name already: {', '.join(sorted(twice))}")
     except (Exception, SystemExit) as error:
@@ -89,7 +89,7 @@ def _add(app: typer.Typer, hook: Any, plugin: str, manager: Manager, taken: set[
         console.warn(f"plugin {plugin} ({package}) is broken, its commands are left out: {manager.broken[-1].reason}")
         return set()
     manager.commands[plugin] = sorted(names)
-    app.registered_commands += trial.registered_commands[1:]
+    app.registered_commands += trial.registered_commands
     app.registered_groups += trial.registered_groups
     return names
 

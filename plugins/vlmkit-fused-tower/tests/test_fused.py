@@ -98,7 +98,7 @@ def test_a_model_with_it_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest
     (info / "METADATA").write_text("Metadata-Version: 2.4\nName: vlmkit-fused-tower\nVersion: 0.1.0\n")
     monkeypatch.syspath_prepend(str(info.parent))
     preset = vlmkit.compose("tiny", f"tower={{use: fused, towers: [{shown(VIT)}, {shown(NET)}]}}", "weights=[]")
-    model: Any = vlmkit.build(preset)
+    model: Any = vlmkit.build(preset).eval()
     assert preset.tokenizer is not None
     processor = Processor(preset, model, Tokenizer.from_file(preset.tokenizer.from_))
     vlmkit.save(model, processor, tmp_path / "out")
