@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +93,23 @@ def test_a_bar_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     said = capsys.readouterr().err
     assert "3/3" in said
     assert "tokens/s" in said
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """The command starts them itself; one saves, one speaks."""
+    words = [sys.executable, "-m", "vlmkit", *WORDS, "machine.shard=fsdp", "log=none", "train.tower=null"]
+    done = subprocess.run([*words, "--processes", "2", "--out", str(tmp_path / "two")], capture_output=True, text=True,
+                          timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'two' / 'model'}\n"
+    assert done.stderr.count("step 3 of 3") == 1
+    assert main([*WORDS, "log=none", "train.tower=null", "--out", str(tmp_path / "one")]) == 0
+    one, two = (vlmkit.load(tmp_path / name / "model")[0].state_dict() for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-3, rtol=0)
+
+
+def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "runs/tiny", "data.turns=1", "--labels", "1"]) == 0
+    assert re.search(r"visual tokens\]\n.*\n<\|im_start\|>assistant\n\[\[.*<\|im_end\|>\]\]", capsys.readouterr().out)
+    assert main(["train", "tiny", "runs/tiny"]) == 2

@@ -168,4 +168,4 @@ def test_no_more_than_a_chunk_of_logits_is_held() -> None:
                           timeout=120, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     some, whole = map(int, done.stdout.split())
     assert some < 50
-    assert whole > 200
+    assert whole > 150

@@ -6,13 +6,17 @@ import json
 import multiprocessing
 import os
 import socket
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from vlmkit.errors import PresetError
 from vlmkit.train.loop import train
 from vlmkit.train.parallel import leaving
 
@@ -21,22 +25,36 @@ WORDS = ("decoder.layers=2", "decoder.width=32", "decoder.heads=4", "decoder.kv_
          "optimizer=adamw")  # fmt: skip
 
 
-def child(prepared: Any, words: tuple[str, ...], out: Path, resume: bool, rank: int, world: int, port: int) -> None:
+class Stop(Exception):
+    pass
+
+
+def child(prepared: Any, words: tuple[str, ...], out: Path, resume: bool, stop: int, rank: int, world: int, port: int
+          ) -> None:
+    """stop: steps after which the process ends; 0 goes to the end"""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_PORT": str(port),
                    "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
-    with leaving():
-        model = train(*prepared(*words), out, resume=resume)
+    given, steps = prepared(*words), count(1)
+
+    def ending(*_: Any) -> None:
+        if next(steps) > stop > 0:
+            raise Stop
+
+    given[0].decoder.register_forward_pre_hook(ending)
+    with leaving(), suppress(Stop):
+        model = train(*given, out, resume=resume)
         if rank == 0:
             torch.save(model.state_dict(), out / "end.pt")
 
 
-def run(prepared: Any, out: Path, *words: str, world: int = 2, resume: bool = False) -> dict[str, Tensor]:
+def run(prepared: Any, out: Path, *words: str, world: int = 2, resume: bool = False, stop: int = 0
+        ) -> dict[str, Tensor]:
     """Train on so many processes; the weights at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=child, args=(prepared, (*WORDS, *words), out, resume, rank, world, port))
+    processes = [fork.Process(target=child, args=(prepared, (*WORDS, *words), out, resume, stop, rank, world, port))
                  for rank in range(world)]  # fmt: skip
     for process in processes:
         process.start()
@@ -45,7 +63,7 @@ def run(prepared: Any, out: Path, *words: str, world: int = 2, resume: bool = Fa
     late = [process.kill() for process in processes if process.is_alive()]
     assert not late
     assert [process.exitcode for process in processes] == [0] * world
-    found: dict[str, Tensor] = torch.load(out / "end.pt", weights_only=True)
+    found: dict[str, Tensor] = {} if stop else torch.load(out / "end.pt", weights_only=True)
     return found
 
 
@@ -66,3 +84,37 @@ def test_twenty_steps_are_those_of_one_process(prepared: Any, tmp_path: Path, sh
     two = run(prepared, tmp_path / "two", *words)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=most)
     close(one, two, 1e-3)
+
+
+def test_going_on_with_one_and_with_two_again(prepared: Any, tmp_path: Path) -> None:
+    """From two processes into one, and back; Muon, and a decoder that learns from step 3 on."""
+    words = ("steps=6", "save_every=1", "machine.shard=fsdp", "optimizer=muon", "train.tower=null",
+             "train.decoder={rate: 1e-3, from_step: 3}")  # fmt: skip
+    one = run(prepared, tmp_path / "one", *words, world=1)
+    run(prepared, tmp_path / "many", *words, stop=2)
+    run(prepared, tmp_path / "many", *words, world=1, resume=True, stop=2)
+    many = run(prepared, tmp_path / "many", *words, resume=True)
+    assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    close(one, many, 1e-3)
+
+
+def test_a_process_without_pictures_does_not_hang(prepared: Any, tmp_path: Path) -> None:
+    """Of two conversations one has a picture; the tower learns on both processes."""
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    said = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "red"}]
+    seen = [{"from": "human", "value": "<image>\nwhat is it?"}, said[1]]
+    rows = [{"image": "red.png", "conversations": seen}, {"conversations": said}] * 4
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = ("steps=3", "batch=2", "machine.shard=fsdp", f"data={{use: conversations, file: {tmp_path}/rows.json}}",
+             "tower.model=vit_tiny_patch16_224", "tower.options=null", "tower.options.img_size=64",
+             "tower.options.depth=2", "tower.options.embed_dim=32", "tower.options.num_heads=2", "tower.side=null")
+    one = run(prepared, tmp_path / "one", *words, world=1)
+    two = run(prepared, tmp_path / "two", *words)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    close(one, two, 1e-3)
+
+
+def test_processes_without_a_plan(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PresetError, match=r"machine.shard: 2 processes"):
+        train(*prepared(), tmp_path)

@@ -104,7 +104,7 @@ def test_frozen_until_its_step(prepared: Any, tmp_path: Path) -> None:
     train(model, processor, run, tmp_path, told=told, said=heard.append)
     assert ["decoder" in parts for parts in seen] == [False, False, True, True]
     assert all("projector" in parts for parts in seen)
-    assert ["decoder" in table for table in heard] == [False, True]
+    assert ["decoder" in table for table in heard if table.startswith("part")] == [False, True]
 
 
 def test_bfloat16_has_masters_in_float32(prepared: Any, tmp_path: Path) -> None:

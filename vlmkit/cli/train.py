@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +41,9 @@ def train(
     labels: Annotated[
         int, typer.Option(min=0, help="Train nothing; print so many conversations and which words are learned.")
     ] = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many to start here, by torchrun; `machine.shard` says what they share.")
+    ] = 1,
 ) -> None:
     """Train a model as a run describes, from its preset's weights or from nothing.
 
@@ -55,22 +59,30 @@ def train(
         return _show(run, labels)
     if out is None:
         raise typer.BadParameter("name a folder: --out DIR")
-    with console.progress("building"):
+    if processes > 1:
+        again = [*words, "--out", str(out), *["--resume"] * resume]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        os.execv(sys.executable, [sys.executable, *torchrun, "-m", "vlmkit", "train", *again])
+    first = os.environ.get("RANK", "0") == "0"
+    with console.progress("building") if first else nullcontext():
         from vlmkit.train import loop
         from vlmkit.train.begin import begin
+        from vlmkit.train.parallel import leaving
 
         if not resume and (out / loop.STATE).exists():
             raise ResumeError("a training is here already", where=out, hint="add --resume, or name another folder")
-        _record(run, out / "run.yaml", resume)
+        if first:
+            _record(run, out / "run.yaml", resume)
         model, processor = begin(run)
     try:
-        with _told(sum(stage.steps or run.steps for stage in run.stages) or run.steps) as (told, said):
+        with _told(sum(stage.steps or run.steps for stage in run.stages) or run.steps) as (told, said), leaving():
             model = loop.train(model, processor, run, out, resume, told, said)
     except KeyboardInterrupt:
         if (out / loop.STATE).exists():
             console.warn(f"saves are in {out}; the same command with --resume goes on from the last one")
         raise
-    print(vlmkit.save(model, processor, out / "model"))
+    if first:
+        print(vlmkit.save(model, processor, out / "model"))
 
 
 def _show(run: Run, count: int) -> None:

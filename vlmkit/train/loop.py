@@ -47,6 +47,7 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
     Raises VlmkitError when a loss or a gradient is not finite, before any weight is touched by it.
     """
     ranks = Ranks(run.machine, place(run.machine.device))
+    said = said if ranks.first else lambda text: None
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out.resolve()) if ranks.first else nullcontext():
         saved, every = state.newest(out) if resume else None, stages(run)
