@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from vlmkit.train import report
 from vlmkit.train.ablate import ablate, rehearsed
 from vlmkit.train.begin import begin
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "extends": ["tiny", "runs/tiny"], "steps": 3, "batch": 2, "save_every": 10, "workers": 0, "video": None,
     "decoder": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "ffn": 48},
@@ -153,6 +158,32 @@ def test_a_cell_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None
     text = report.table(made, rows)
     assert "| wild | broke |" in text
     assert "Broke: wild, seed 0: " in text
+
+
+def test_killed_and_resumed_it_ends_as_if_unbroken(tmp_path: Path) -> None:
+    """The study is killed, so its cell stops by itself; the rest is done later, to the bit."""
+    changes: Any = {"seeds": [0], "steps": 30, "save_every": 2, "vary": {"list": [{"name": "one"}]}}
+    made, out = study(tmp_path, **changes), tmp_path / "out"
+    words = [sys.executable, "-m", "vlmkit", "ablate", str(tmp_path / "small.yaml"), "--out", str(out)]
+    running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = out / "one" / "seed-0" / "log.jsonl"
+    until(lambda: log.is_file() and len(log.read_bytes().splitlines()) > 4)
+    running.kill()
+    running.wait(60)
+    until(lambda: "the study was stopped" in (out / "one" / "seed-0" / "output.txt").read_text("utf-8"))
+    assert len(log.read_bytes().splitlines()) < 30
+    (row,) = ablate(made, out, resume=True)
+    assert "scores" in row
+    ablate(made, tmp_path / "unbroken")
+    one, two = (vlmkit.load(f / "one" / "seed-0" / "model")[0].state_dict() for f in (out, tmp_path / "unbroken"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def until(come: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_spread_and_pairs() -> None:
