@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from vlmkit.train import features
 from vlmkit.train.data import Feed
 from vlmkit.train.features import keeping
+from vlmkit.train.loop import train
 from vlmkit.train.loss import loss
 
 
@@ -234,3 +236,35 @@ def test_two_at_once_share(prepared: Any, tmp_path: Path, monkeypatch: pytest.Mo
         looks.tiles = 0
         assert losses(model, batches[:2]) == first
         assert looks.tiles == 0
+
+
+def test_a_run_is_the_same_with_and_without(prepared: Any, tmp_path: Path) -> None:
+    """Through the loop, over two epochs and a stop in the second one, in which no tower is asked."""
+    words = ("steps=6", "data.count=6", "batch=2", "save_every=2")
+    losses, asked = {}, {}
+
+    def go(name: str, stop: int = 9, resume: bool = False, *more: str) -> None:
+        model, processor, run = prepared(*words, *more)
+        run = run.model_copy(update={"train": {"projector": run.train["projector"]}})
+        looks, seen = Looks(model.tower), list[int]()
+
+        def told(done: Any) -> None:
+            seen.append(looks.tiles)
+            if done.step == stop:
+                raise InterruptedError
+
+        with suppress(InterruptedError):
+            train(model, processor, run, tmp_path / name, resume, told)
+        asked[name] = seen
+        rows = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        losses[name] = {row["step"]: row["loss"] for row in rows}
+
+    go("off", 9, False, 'machine.features="off"')
+    go("auto")
+    go("stopped", 4)
+    go("stopped", 9, True)
+    assert losses["off"] == losses["auto"] == losses["stopped"]
+    assert len(losses["off"]) == 6
+    assert asked["off"][5] > asked["off"][2]
+    assert asked["auto"][5] == asked["auto"][2]
+    assert asked["stopped"][-1] == 0

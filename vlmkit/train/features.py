@@ -139,11 +139,14 @@ class Shelf:
         return result
 
     def _ask(self, pixels: Tensor) -> Features:
-        """On a CPU a tile alone goes twice: what some layers make of one differs in its last bits from company's."""
-        if pixels.device.type != "cpu" or len(pixels) > self.frames:
-            return self.tower(pixels)
-        made = self.tower(torch.cat([pixels, pixels]))
-        return made._replace(tokens=made.tokens[: len(pixels)])
+        """The tower's answer, to the last bit what looking it up gives.
+
+        On a CPU a tile alone goes twice: some layers sum one in another order than several. And what is looked up lies
+        in one piece, as a slice without its class token does not: the next layer would sum that in another order, too.
+        """
+        alone = pixels.device.type == "cpu" and len(pixels) == self.frames
+        made = self.tower(torch.cat([pixels, pixels]) if alone else pixels)
+        return made._replace(tokens=made.tokens[: len(pixels)].contiguous())
 
     def _look(self, groups: Tensor) -> tuple[list[bytes], dict[bytes, Tensor]]:
         keys = [hashlib.sha256(group.numpy().data).digest() for group in groups.cpu().contiguous()]
