@@ -35,7 +35,8 @@ class Tokenizer(Section):
 
 
 class Weights(Section):
-    from_: str = Field(alias="from", description="a folder beside the preset (`.`), or a hub id `org/name[@revision]`")
+    from_: str = Field(alias="from", description="a folder beside the preset (`.`), a hub id `org/name[@revision]`, or "
+                       "a preset that lies beside its weights, such as `tiny`")
     format: str = Field(description="the layout the weights are stored in, such as llava-hf or native")
     into: tuple[Into, ...] = Field((), description="the sections they fill; empty means all")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
