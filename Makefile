@@ -2,6 +2,7 @@
 # make test    everything that is tested, in a few minutes
 # make lint    ruff and mypy
 # make bench   vlmkit and transformers side by side, written to docs/benchmarks.md; GPU=1 on a GPU, QUICK=1 in minutes
+# make plugins plugins and vlmkit from wheels, in a fresh environment: checked, tested, trained with
 # make vllm    a real vLLM answers with our tokens; makes .venv-vllm, some gigabytes
 # make clean   removes what make made
 #
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 /
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint bench vllm clean
+.PHONY: demo test lint bench plugins vllm clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -30,6 +31,9 @@ lint: .venv/ready-dev
 
 bench: .venv/ready-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(GPU),--device cuda)
+
+plugins: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/opt_in/plugins.py --borrow $(BIN)/../lib/python3*/site-packages
 
 vllm: .venv/ready-dev .venv-vllm/ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/opt_in/vllm_same.py .venv-vllm/bin/python

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic.fields import FieldInfo
 
 from vlmkit.hookspecs import KINDS
@@ -14,16 +15,44 @@ from vlmkit.registry import Entry, entries
 
 HEAD = """# Parts
 
-Every part that comes with vlmkit, and its fields. Written by `docs/make_parts.py`; `vlmkit parts` lists those of your
-plugins, too.
+Every part that comes with vlmkit, and its fields; then every preset, of vlmkit and of the packages in `plugins/`.
+Written by `docs/make_parts.py`; `vlmkit parts` and `vlmkit presets` list those of your plugins, too.
 A field without a default must be given.
 """
+ROOT = Path(__file__).parents[1]
 
 
 def page() -> str:
     manager = make_manager(entry_points=False)
     sections = [(kind, entries(kind, manager)) for kind in KINDS]
-    return HEAD + "".join(f"\n## {kind}\n" + "".join(map(part, found)) for kind, found in sections if found)
+    parts = "".join(f"\n## {kind}\n" + "".join(map(part, found)) for kind, found in sections if found)
+    return HEAD + parts + "\n## presets\n" + presets()
+
+
+def presets() -> str:
+    """What each is about, and which parts it names itself; those it extends name the rest."""
+    folders = [("vlmkit", ROOT / "presets"), *((folder.parents[1].name, folder) for folder in
+                                               sorted(ROOT.glob("plugins/*/vlmkit_*/presets")))]  # fmt: skip
+    text = "\n| preset | from | extends | parts it names | |\n|---|---|---|---|---|\n"
+    for owner, folder in folders:
+        for file in sorted(folder.rglob("*.yaml")):
+            said: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            name = (file.parent if file.stem == "preset" else file.with_suffix("")).relative_to(folder).as_posix()
+            base = said.get("extends") or ()
+            base = ", ".join(f"`{one}`" for one in ([base] if isinstance(base, str) else base))
+            about = " ".join(str(said.get("about", "")).split())
+            text += f"| `{name}` | {owner} | {base} | {', '.join(sorted(named(said)))} | {about} |\n"
+    return text
+
+
+def named(said: Any) -> set[str]:
+    """Every part that a preset's own file names: `mlp`, `flat`."""
+    if isinstance(said, list):
+        return set().union(*map(named, said))
+    if not isinstance(said, dict):
+        return set()
+    short = {f"`{said[kind]}`" for kind in KINDS if isinstance(said.get(kind), str)}
+    return short | ({f"`{said['use']}`"} if "use" in said else set()) | set().union(*map(named, said.values()))
 
 
 def part(entry: Entry) -> str:

@@ -27,7 +27,7 @@ def plugins(context: typer.Context, json: Json = False) -> None:
         return
     manager, shipped = default(), Counter(found.owner for found in every())
     parts, wrong = Counter(name for name, _ in manager.parts), problems(manager)
-    rows = [(name, package, parts[name], shipped[name], ", ".join(manager.commands.get(name, ())),
+    rows = [(name, package, parts[name], shipped[name], some(manager.commands.get(name, [])),
              len(wrong.get(name, ())) or None) for name, package in manager.packages.items()]  # fmt: skip
     if json:
         good = [{"plugin": name, "package": package, "parts": count, "presets": presets,
@@ -42,6 +42,10 @@ def plugins(context: typer.Context, json: Json = False) -> None:
         console.warn(f"\n{line}")
     if manager.left_out:
         console.warn(f"\nVLMKIT_PLUGINS leaves out: {', '.join(manager.left_out)}")
+
+
+def some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def problems(manager: Manager) -> dict[str, list[str]]:
