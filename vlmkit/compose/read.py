@@ -14,7 +14,7 @@ from .find import Found, every, find, installed, within
 from .merge import lay
 from .nodes import Node, parse, too_much
 
-MACHINE = ("data", "machine", "out")  # sections of a run, whose paths belong to a machine
+MACHINE = ("data", "exam", "machine", "out")  # sections of a run, whose paths belong to a machine
 
 
 def read(name: str) -> Node:
