@@ -150,8 +150,10 @@ def test_a_study_from_its_file_to_its_report(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_cell_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     """One learns so fast that its loss is no number any more; two run side by side."""
-    made = study(tmp_path, seeds=[0], jobs=2, vary={"list": [{"name": "wild", "train": {"decoder": 1e30}},
-                                                             {"name": "tame"}]})
+    made = study(tmp_path, seeds=[0], jobs=2, vary={"list": [
+        {"name": "wild", "train": {"decoder": 1e30}},
+        {"name": "tame", "projector": {"use": "resampler", "queries": 4, "heads": 2}, "image": {"packer": "flat"},
+         "train": {"separators": None}}]})
     rows = ablate(made, tmp_path / "out")
     assert "not finite" in rows[0]["error"] or "blind guesses" in rows[0]["error"]
     assert "scores" in rows[1]

@@ -195,6 +195,7 @@ def measured(model: VLM, processor: Processor, study: Study, folder: Path) -> di
     """Scores by set, and what a question costs: tokens of what is shown, operations of a forward pass, milliseconds."""
     scores: dict[str, float] = {}
     visual, operations, seconds, asked = 0, 0, 0.0, 0
+    model.eval().requires_grad_(False)  # torch counts operations through hooks that expect no parameter alone
     for measure in study.measure:
         data = measure.data.build()
         if measure.metrics:
