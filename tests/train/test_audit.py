@@ -61,7 +61,7 @@ def test_adapters_on_a_tower_that_no_gradient_reaches(prepared: Any, tmp_path: P
 def test_an_unsaved_tower(prepared: Any, tmp_path: Path, monkeypatch: Any, spoil: Any, said: str) -> None:
     model, processor, run = prepared()
     save = loop.state.save
-    monkeypatch.setattr(loop.state, "save", lambda out, step, told, tensors: save(out, step, told, spoil(tensors)))
+    monkeypatch.setattr(loop.state, "save", lambda *given: save(*given[:3], spoil(given[3])))
     with pytest.raises(VlmkitError, match=rf"tower\..*{said}"):
         train(model, processor, run, tmp_path)
 

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import vlmkit
 from vlmkit.errors import PresetError
+from vlmkit.train import state
 from vlmkit.train.loop import train
-from vlmkit.train.parallel import leaving
+from vlmkit.train.parallel import Ranks, Step, leaving, parallelize
 
 LIMIT = 150  # seconds for all processes of a test
 WORDS = ("decoder.layers=2", "decoder.width=32", "decoder.heads=4", "decoder.kv_heads=2", "batch=4", "log=none",
@@ -47,12 +49,17 @@ def child(prepared: Any, words: tuple[str, ...], out: Path, resume: bool, stop: 
             torch.save(model.state_dict(), out / "end.pt")
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found: int = free.getsockname()[1]
+    return found
+
+
 def run(prepared: Any, out: Path, *words: str, world: int = 2, resume: bool = False, stop: int = 0
         ) -> dict[str, Tensor]:
     """Train on so many processes; the weights at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=child, args=(prepared, (*WORDS, *words), out, resume, stop, rank, world, port))
                  for rank in range(world)]  # fmt: skip
@@ -92,6 +99,8 @@ def test_going_on_with_one_and_with_two_again(prepared: Any, tmp_path: Path) -> 
              "train.decoder={rate: 1e-3, from_step: 3}")  # fmt: skip
     one = run(prepared, tmp_path / "one", *words, world=1)
     run(prepared, tmp_path / "many", *words, stop=2)
+    saved = state.saves(tmp_path / "many")[-1]
+    assert {f.name[:11] for f in saved.glob("*.safetensors")} == {"shard-00001", "shard-00002"}  # each wrote its own
     run(prepared, tmp_path / "many", *words, world=1, resume=True, stop=2)
     many = run(prepared, tmp_path / "many", *words, resume=True)
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
@@ -112,6 +121,42 @@ def test_a_process_without_pictures_does_not_hang(prepared: Any, tmp_path: Path)
     two = run(prepared, tmp_path / "two", *words)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
     close(one, two, 1e-3)
+
+
+def answering(prepared: Any, told: Any, rank: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
+                   "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+    model, processor, run = prepared(*WORDS, "machine.shard=tensor")
+    with leaving():
+        ranks = Ranks(run.machine, torch.device("cpu"))
+        parallelize(model.eval(), Step(model), run.machine, ranks.mesh, ())
+        said = vlmkit.generate(model, processor, ["which shape?", "hello"], max_new_tokens=12, ignore_eos=True)
+        told.put((rank, said))
+
+
+def test_a_split_model_answers(prepared: Any) -> None:
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    told = fork.SimpleQueue()
+    processes = [fork.Process(target=answering, args=(prepared, told, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(LIMIT)
+        process.kill()
+    model, processor, _ = prepared(*WORDS)
+    right = vlmkit.generate(model.eval(), processor, ["which shape?", "hello"], max_new_tokens=12, ignore_eos=True)
+    assert sorted(told.get() for _ in processes) == [(0, right), (1, right)]
+
+
+@pytest.mark.parametrize("word", [
+    "machine.recompute=true", pytest.param("machine.compile=true", marks=pytest.mark.slow)])
+def test_recomputed_or_compiled_it_is_the_same(prepared: Any, tmp_path: Path, word: str) -> None:
+    plain = train(*prepared("steps=2"), tmp_path / "plain")
+    model, processor, given = prepared("steps=2", word)
+    train(model, processor, given, tmp_path / "other")
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not any("forward" in vars(part) or part._compiled_call_impl for part in model.modules())
 
 
 def test_processes_without_a_plan(prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,11 +175,10 @@ class Work:
                 "frozen": self.frozen}  # fmt: skip
         if _digest(self.learner.frozen()) != self.frozen:
             raise VlmkitError("a frozen weight changed", where="train", code="VK-AUDIT")
-        tensors = {n: whole(t) for n, t in self.learner.tensors(self.moved).items()}
-        if self.ranks.first:
-            state.save(self.out, self.begun + step, told, tensors)
+        tensors = self.learner.tensors(self.moved)
+        folder = state.save(self.out, self.begun + step, told, tensors, self.ranks.first)
         self.ranks.wait()
-        return state.home(self.out, self.begun + step)
+        return folder
 
 
 def place(device: str) -> torch.device:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torch.distributed.checkpoint
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..checkpoint import shards
 from ..checkpoint.files import parse
@@ -16,6 +20,7 @@ from ..checkpoint.tensors import headers, read
 from ..checkpoint.whole import replacing
 from ..errors import ResumeError, VlmkitError
 
+dcp: Any = torch.distributed.checkpoint
 STATE = "state"  # the folder, in the folder of a training
 TOLD, LOCK = "state.json", "lock.json"
 KEEP = 2
@@ -31,15 +36,30 @@ class Saved(NamedTuple):
     skipped: list[str]
 
 
-def save(out: Path, step: int, told: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    """Write the state after so many steps.   name -> [any]"""
+def save(out: Path, step: int, told: dict[str, Any], tensors: dict[str, Tensor], first: bool = True) -> Path:
+    """Write the state after so many steps.   name -> [any]
+
+    Of sharded tensors each process writes what it holds, by torch.distributed.checkpoint; the first one does the rest.
+    """
     folder = home(out, step)
-    with replacing(folder, shards.size(tensors) + BESIDES) as beside:
-        files = shards.write(tensors, beside, SHARD)
+    parts = folder.with_name(f".{folder.name}.parts")
+    sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    if sharded:
+        for old in folder.parent.glob(".*.parts") if first else ():
+            shutil.rmtree(old)  # before the others write: they wait for the plan of the first
+        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(parts), save_distributed=True))
+    if not first:
+        return folder
+    with replacing(folder, BESIDES if sharded else shards.size(tensors) + BESIDES) as beside:
+        files = {} if sharded else shards.write(tensors, beside, SHARD)
+        for part in parts.iterdir() if sharded else ():
+            part.rename(beside / part.name)
         (beside / TOLD).write_text(json.dumps(told), "utf-8")
         (beside / LOCK).write_text(json.dumps({f.name: files.get(f.name) or digest(f) for f in beside.iterdir()}))
     for old in saves(out)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
+    if sharded:
+        parts.rmdir()
     return folder
 
 
@@ -66,8 +86,16 @@ def newest(out: Path) -> Saved:
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a state.   name -> [any]"""
-    return dict(read(headers(folder), check=False))
+    """The tensors of a state, whole, whatever number of processes wrote it.   name -> [any]"""
+    if not any(folder.glob("shard-*")):
+        return dict(read(headers(folder), check=False))
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in stored.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def _verified(folder: Path) -> dict[str, Any]:

@@ -245,13 +245,13 @@ class Transformer(nn.Module):
     def cache(self, rows: int, capacity: int) -> list[KVCache]:
         """Empty, of zeros: what is masked is still multiplied by 0, which does not stop a NaN."""
         weight = self.embed.weight
-        shape = (rows, capacity, self.config.kv_heads, self.config.head)
         lens = torch.zeros(rows, dtype=torch.int64, device="cpu")
 
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        def zeros(heads: int) -> Tensor:  # of a block: where it is split over processes, those it keeps here
+            return torch.zeros((rows, capacity, heads, self.config.head), dtype=weight.dtype, device=weight.device)
 
-        return [KVCache(zeros(), zeros(), lens) for _ in self.blocks]
+        blocks: Any = self.blocks
+        return [KVCache(zeros(block.attn.kv_heads), zeros(block.attn.kv_heads), lens) for block in blocks]
 
     def forward(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """[total, width] -> [total, width], normalised"""
