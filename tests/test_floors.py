@@ -74,7 +74,7 @@ def test_no_file_is_long_and_the_package_is_small() -> None:
     texts = {str(f): f.read_text(encoding="utf-8") for f in (ROOT / "vlmkit").rglob("*.py")}
     lengths = {file: len(text.splitlines()) for file, text in texts.items()}
     assert {file: n for file, n in lengths.items() if n > 350} == {}
-    assert sum(map(code, texts.values())) <= 14_500
+    assert sum(map(code, texts.values())) <= 15_800
 
 
 def code(text: str) -> int:

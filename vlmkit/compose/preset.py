@@ -149,7 +149,7 @@ class Machine(Section):
     compile: bool = Field(False, description="compile each block")
     shard: Literal["none", "fsdp", "tensor"] = Field("none", description="over the processes of torchrun")
     attention: str = Field("auto", description="the attention backend")
-    quantize: Literal["int8", "nf4"] | None = Field(None, description="of the frozen matrices under a decoder's adapters")
+    quantize: Literal["int8", "nf4"] | None = Field(None, description="of frozen matrices under a decoder's adapters")
     features: Literal["auto", "off", "on"] = Field("auto", description="keep what a frozen tower saw")
 
 
@@ -176,7 +176,7 @@ class Run(Preset):
     tokens: int | None = Field(None, ge=1, description="tokens of one step, in place of `batch`: samples laid end to "
                                "end up to it")
     schedule: Schedule = Field(default_factory=Schedule)
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="of the matrices between layers; AdamW for the rest")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="of matrices between layers; AdamW for the rest")
     clip: float = Field(1.0, gt=0, description="the largest norm of a gradient")
     seed: int = Field(0, ge=0, description="of the weights a training starts from")
     save_every: int = Field(500, ge=1, description="steps between two saves")

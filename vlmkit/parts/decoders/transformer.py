@@ -159,7 +159,8 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32:
             return F.rms_norm(x, self.shape, None, self.eps) * self.weight
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a CPU's rms_norm is seven kernels, this reads once
-        return x * length.square_().div_(self.shape[0]).add_(self.eps).rsqrt_() * self.weight
+        scaled: Tensor = x * length.square_().div_(self.shape[0]).add_(self.eps).rsqrt_()
+        return scaled * self.weight
 
 
 class Attention(nn.Module):
