@@ -1,8 +1,8 @@
 """Train the model that ships with vlmkit, from nothing: python examples/train_tiny.py trained [--resume] [key=value]
 
 First the tower learns to see (tiny_tower.py), then the model learns to answer (presets/runs/tiny.yaml), then to find
-one thing among others (presets/runs/tiny-finds.yaml). All draw their scenes from seeds; held-out scenes have other seeds.
-A stopped run goes on with --resume.
+one thing among others (presets/runs/tiny-finds.yaml). All draw scenes from seeds; held-out ones have
+other seeds. A stopped run goes on with --resume.
 """
 
 import sys

@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ def _versions(preset: Preset) -> dict[str, str]:
     packages = {owners.get(type(part).__module__, "").partition(" ")[0] for part in _parts(preset)}
     found = {"vlmkit": __version__, "torch": version("torch")}
     for name in sorted(packages - {"", "vlmkit"}):
-        found[name] = version(name)
+        with suppress(PackageNotFoundError):  # a plugin that was not installed has none
+            found[name] = version(name)
     return found
 
 

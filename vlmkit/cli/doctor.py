@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "safetensors", "pillow
 
 
 def doctor(json: Json = False) -> None:
-    """Versions, devices, backends, checkpoints, and broken plugins."""
+    """Versions, devices, backends, checkpoints, plugins."""
     with console.progress("looking at torch and its devices"):
         devices = _devices()
     versions = {"vlmkit": vlmkit.__version__, "python": platform.python_version(), "system": platform.platform(),

@@ -36,7 +36,7 @@ def eval_(
     quantize: a.Quantize = None,
     json: a.Json = False,
 ) -> None:
-    """Answer questions whose answers are known, and judge what is said."""
+    """Judge answers to questions whose answers are known."""
     about = [word for word in words or [] if word.startswith(OURS)]
     measure = read(data, metric or ["exact"], about)
     questions, metrics = measure.data.build(), {one.use: one.build() for one in measure.metrics}

@@ -45,9 +45,10 @@ def train(
         int, typer.Option(min=1, help="How many to start here, by torchrun; `machine.shard` says what they share.")
     ] = 1,
 ) -> None:
-    """Train a model as a run describes, from its preset's weights or from nothing.
+    """Train a model as a run describes.
 
-    It is saved in the folder `model` inside DIR.
+    It begins with its preset's weights, or from nothing, and is saved in the folder
+    `model` inside DIR.
     """
     run = vlmkit.compose(*words)
     if not isinstance(run, Run):
