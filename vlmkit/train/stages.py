@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..compose.preset import Learns, Run, Schedule
     from ..model.vlm import VLM
 
+ODD, PIECE = 0x9E3779B97F4A7C1, 1 << 22  # a factor that spreads, and how many numbers are looked at at once
 BIT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -88,9 +89,13 @@ def marks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def mark(tensor: Tensor) -> int:
-    """A number that changes with any bit of a tensor; of a sharded one, with those that lie here.   [any]"""
+    """A number that changes with any bit of a tensor, and with their order; of a sharded one, of this rank's.   [any]"""
     local = getattr(tensor, "to_local", lambda: tensor)().detach()
-    return int(local.contiguous().view(-1).view(BIT[local.element_size()]).sum(dtype=torch.int64))
+    bits, total = local.contiguous().view(-1).view(BIT[local.element_size()]), 0
+    for piece in bits.split(PIECE):
+        factors = (2 * torch.arange(len(piece), device=piece.device) + 1) * ODD  # a plain sum misses what cancels out
+        total = (31 * total + int((piece * factors).sum())) % 2**63
+    return total
 
 
 class Learner:
