@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import io
@@ -110,7 +111,8 @@ def av1() -> bytes:
     """As root, SVT-AV1 gives the whole process real-time priority and keeps it; then nothing else on the core runs."""
     made = encode("libsvtav1", "matroska", g="12", preset="12")
     for thread in Path("/proc/self/task").glob("*"):
-        os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
     return made
 
 

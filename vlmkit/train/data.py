@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG = "left_out.jsonl"
 EARLY = 1000  # conversations after which the share that is left out counts as a share of what was seen
+APART = 100_003  # conversations between the places where two seeds enter an order
 MANY = 256  # bad ones in a row, after which a step does not wait for a good one any more
 
 
@@ -127,10 +128,11 @@ class Feed:
                             limit=self.run.skip, got=f"{len(self._bad)} of {min(self.at, size)}", setting="skip")
 
     def _index(self, at: int) -> int:
-        """The conversation at a place in the endless order. A recipe of its own (`ordered`) is kept."""
+        """The conversation at a place in the endless order. One of its own (`ordered`) is kept, each seed enters it
+        at another place."""
         epoch, place = divmod(at, len(self.data))
         if getattr(self.data, "ordered", False):
-            return place
+            return (place + self.run.seed * APART) % len(self.data)
         if epoch not in self._orders:
             self._orders = {epoch: np.random.default_rng([self.run.seed, epoch]).permutation(len(self.data))}
         return int(self._orders[epoch][place])
