@@ -30,7 +30,8 @@ TOTALS = {  # llava-family.md, 1.7
     "video-llava-7b-hf": 7_366_279_168,
 }
 CHECKED = """
-import json, resource, sys, time
+import json, re, time
+from pathlib import Path
 import timm, torch, vlmkit
 vlmkit.check("tiny")
 found, known = {}, {}
@@ -43,7 +44,7 @@ for name in vlmkit.presets():
     if model not in known:  # some differ in their weights only
         known[model] = vlmkit.check(preset).total
     found[name] = known[model], time.process_time() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+peak = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024  # not the parent's
 print(json.dumps([found, peak]))
 """
 

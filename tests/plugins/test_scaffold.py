@@ -81,7 +81,7 @@ def test_the_command_line_makes_and_checks_it(site: Path, install: Install, tmp_
 
 def test_pytest_checks_it(site: Path, install: Install, tmp_path: Path) -> None:
     install(make("vlmkit-few", "projector", tmp_path))
-    flag = ("pytest", "-p", "vlmkit.testing.pytest_plugin", "-p", "no:cacheprovider", "--vlmkit-conformance")
+    flag = ("pytest", "-p", "no:cacheprovider", "--vlmkit-conformance")
     good = run(site, *flag, "vlmkit-few", "-v")
     assert good.returncode == 0, good.stdout
     assert "vlmkit-few::projector-few::batch_is_single PASSED" in good.stdout
@@ -98,7 +98,7 @@ class Told:
     def pytest_sessionfinish(self):
         heavy = {"torch", "pydantic", "vlmkit.registry", "vlmkit.plugins"} & set(sys.modules)
         assert not heavy, heavy
-sys.exit(pytest.main(["-p", "vlmkit.testing.pytest_plugin", "-p", "no:cacheprovider", sys.argv[1]], plugins=[Told()]))
+sys.exit(pytest.main(["-p", "no:cacheprovider", sys.argv[1]], plugins=[Told()]))
 """
 
 

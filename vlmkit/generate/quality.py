@@ -44,7 +44,7 @@ def drift(whole: Said, other: Said) -> Drift:
     return Drift(
         tokens=len(whole.ids),
         logits=(whole.logits - other.logits).abs().max().item(),
-        divergence=(ours.exp() * (ours - theirs)).sum(-1).mean().item(),
+        divergence=(ours.exp() * (ours - theirs)).sum(-1).clamp(min=0).mean().item(),
         chosen=(ours.argmax(-1) == theirs.argmax(-1)).float().mean().item(),
         same=alike,
     )

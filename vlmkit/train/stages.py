@@ -89,7 +89,7 @@ def marks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def mark(tensor: Tensor) -> int:
-    """A number that changes with any bit of a tensor, and with their order; of a sharded one, of this rank's.   [any]"""
+    """A number that changes with any bit of a tensor and their order; of a sharded one, this rank's.   [any]"""
     local = getattr(tensor, "to_local", lambda: tensor)().detach()
     bits, total = local.contiguous().view(-1).view(BIT[local.element_size()]), 0
     for piece in bits.split(PIECE):
