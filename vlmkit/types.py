@@ -107,7 +107,8 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        visuals = [Visual(v.pixels.to(device), v.layout) for v in self.visuals]
+        pixels = {id(v.pixels): v.pixels.to(device) for v in self.visuals}  # what was one stays one
+        visuals = [Visual(pixels[id(v.pixels)], v.layout) for v in self.visuals]
         labels = None if self.labels is None else self.labels.to(device)
         return Batch(self.ids.to(device), self.lens, self.slots.to(device), visuals, labels)
 

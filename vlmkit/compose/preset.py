@@ -153,6 +153,12 @@ class Machine(Section):
     features: Literal["auto", "off", "on"] = Field("auto", description="keep what a frozen tower saw")
 
 
+class Prefer(Section):
+    """Learn which of two answers is better, by DPO, in place of cross entropy."""
+
+    beta: float = Field(0.1, gt=0, description="how hard it is held to the model that the stage begins with")
+
+
 class Stage(Section):
     """A part of a run. What it says stands in place of what the run says."""
 
@@ -162,6 +168,7 @@ class Stage(Section):
     steps: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=1)
+    prefer: Prefer | None = None
     schedule: Schedule | None = None
     optimizer: Literal["muon", "adamw"] | None = None
 
@@ -175,6 +182,7 @@ class Run(Preset):
     batch: int = Field(32, ge=1, description="conversations of one step")
     tokens: int | None = Field(None, ge=1, description="tokens of one step, in place of `batch`: samples laid end to "
                                "end up to it")
+    prefer: Prefer | None = Field(None, description="learn from pairs of answers, by DPO; null is cross entropy")
     schedule: Schedule = Field(default_factory=Schedule)
     optimizer: Literal["muon", "adamw"] = Field("muon", description="of matrices between layers; AdamW for the rest")
     clip: float = Field(1.0, gt=0, description="the largest norm of a gradient")

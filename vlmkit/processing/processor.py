@@ -73,10 +73,11 @@ class Processor:
                       for c in (conversations if several else [conversations])]
             return lay([draft() for draft in drafts])
 
-    def sample(self, messages: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse") -> Sample:
-        """One conversation as numbers."""
+    def sample(self, messages: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse",
+               visuals: list[Visual] | None = None) -> Sample:
+        """One conversation as numbers.   visuals: of a conversation that shows the same, to cut no pixel again"""
         with Ahead() as ahead:
-            return self._draft(messages, reply, labels, too_long, ahead)()
+            return self._draft(messages, reply, labels, too_long, ahead, visuals)()
 
     def measure(self, messages: Any) -> Measured:
         """How long a conversation to learn from is, by text and headers: what prepares it counts, but cuts no pixel."""
@@ -84,9 +85,10 @@ class Processor:
         visual = sum(planned[seen.index].tokens for seen in prompt.seen)
         return Measured(len(prompt.ids) - len(prompt.seen) + visual, visual)
 
-    def _draft(self, messages: Any, reply: bool, labels: bool, too_long: Policy, ahead: Ahead) -> Callable[[], Sample]:
+    def _draft(self, messages: Any, reply: bool, labels: bool, too_long: Policy, ahead: Ahead,
+               cut: list[Visual] | None = None) -> Callable[[], Sample]:
         """Its text, while pictures are decoded ahead."""
-        return self._fill(*self._prompt(messages, reply, too_long), labels, ahead)
+        return self._fill(*self._prompt(messages, reply, too_long), labels, ahead, cut)
 
     def _prompt(self, messages: Any, reply: bool, too_long: Policy) -> tuple[Prompt, list[Planned]]:
         """Its ids, one for each visual, and how long each visual is."""
@@ -166,7 +168,8 @@ class Processor:
         raise ContextLengthError(text, limit=self.context, got=total, hint="send fewer or smaller pictures, fewer "
                                  "frames or less text, or allow too_long='drop_media' or 'drop_turns'")
 
-    def _fill(self, prompt: Prompt, planned: list[Planned], labels: bool, ahead: Ahead) -> Callable[[], Sample]:
+    def _fill(self, prompt: Prompt, planned: list[Planned], labels: bool, ahead: Ahead, cut: list[Visual] | None
+              ) -> Callable[[], Sample]:
         """Repeat each visual's id as often as it has tokens, and cut its pixels."""
         times, grown = [1] * len(prompt.ids), 0
         slots = [torch.empty(0, dtype=torch.int64)]
@@ -177,10 +180,10 @@ class Processor:
             times[at], said[at], grown = tokens, IGNORED, grown + tokens - 1
         repeats = torch.tensor(times)
         visuals = [(ahead if visual.kind == "image" else partial)(self._cut, visual, planned[visual.index])
-                   for visual in prompt.seen]  # a clip waits for its turn: it has threads of its own
+                   for visual in prompt.seen if cut is None]  # a clip waits for its turn: it has threads of its own
         learned = torch.tensor(said).repeat_interleave(repeats) if labels else None
         ids = torch.tensor(prompt.ids).repeat_interleave(repeats)
-        return lambda: Sample(ids, torch.cat(slots), [visual() for visual in visuals], learned)
+        return lambda: Sample(ids, torch.cat(slots), cut or [visual() for visual in visuals], learned)
 
     def _cut(self, seen: Seen, planned: Planned) -> Visual:
         """Pixels -> uint8 [tiles, 3, side, side]"""

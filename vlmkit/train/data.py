@@ -42,7 +42,7 @@ class Feed:
     def __init__(self, run: Run, processor: Processor, state: Mapping[str, Any] | None = None, rank: int = 0,
                  world: int = 1, out: Path | None = None) -> None:
         self.run, self.data, self.rank, self.world = run, run.data.build(), rank, world
-        self.making = Making(self.data, processor, run.tokens, rank, world)
+        self.making = Making(self.data, processor, run.tokens, rank, world, run.prefer is not None)
         if not len(self.data):
             raise DataError("there is no conversation", where="data")
         told = state or {"at": 0, "steps": 0, "of": len(self.data), "left_out": []}
@@ -50,6 +50,7 @@ class Feed:
             raise ResumeError(f"{len(self.data)} conversations; the run that is resumed had {told['of']}", where="data")
         self.at, self.steps, self._good = int(told["at"]), int(told["steps"]), int(told["at"])
         self._bad = {one[0]: LeftOut(*one) for one in told["left_out"]}
+        self.held: list[int] = []  # conversations of the batch that was given last, those of this rank
         self._orders: dict[int, Any] = {}
         self.log = out / LOG if out else None
         self._logged = _logged(self.log) if self.log else set()
@@ -70,7 +71,7 @@ class Feed:
     @property
     def again(self) -> bool:
         """Whether a conversation may come more than once; a budget of tokens does not tell."""
-        return bool(self.run.tokens) or self.run.steps * self.run.batch > len(self.data)
+        return bool(self.run.tokens or self.run.prefer) or self.run.steps * self.run.batch > len(self.data)
 
     def about(self) -> str:
         """How much there is, and how often it comes, for people."""
@@ -109,7 +110,7 @@ class Feed:
                 if self.at - self._good >= len(self.data):
                     raise DataError("no conversation is left\n" + self.summary(), where="data")
                 continue
-            self._good, self.steps = self.at, self.steps + 1
+            self._good, self.steps, self.held = self.at, self.steps + 1, step.held
             yield step.batch
 
     def _note(self, step: Made) -> None:

@@ -26,6 +26,8 @@ class Done(NamedTuple):
     norm: float  # of all gradients together, before they are clipped
     seconds: float  # of computing; waiting for data comes on top
     stage: str = ""
+    margin: float | None = None  # of a stage that prefers: how much more the chosen answers gained, times beta
+    preferred: float | None = None  # share of the pairs whose chosen answer gained more
 
 
 class Log:
@@ -46,9 +48,11 @@ class Log:
 
     def tell(self, done: Done) -> None:
         with self.file.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(done._asdict()) + "\n")
+            log.write(json.dumps({name: value for name, value in done._asdict().items() if value is not None}) + "\n")
         said = {"loss": done.loss, "norm": done.norm, "tokens": done.tokens, "visual share": done.visual / done.tokens,
                 "tokens per second": done.tokens / max(done.seconds, 1e-9)}  # fmt: skip
+        if done.margin is not None and done.preferred is not None:
+            said |= {"margin": done.margin, "preferred": done.preferred}
         if self.kind == "wandb":
             self.tracker.log(said, step=done.step)
         elif self.tracker is not None:

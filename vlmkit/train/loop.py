@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ import torch
 
 from ..checkpoint.native import save as save_model
 from ..checkpoint.whole import only_writer
-from ..errors import ResumeError, VlmkitError
+from ..errors import PresetError, ResumeError, VlmkitError
 from ..model.assemble import assemble
 from ..types import Batch
 from . import adapters, audit, state
 from .audit import Audit
 from .data import Feed
+from .dpo import Preference, refer
 from .features import keeping
 from .log import LOG as LOG
 from .log import Done, Log
@@ -94,11 +96,16 @@ class Work:
             model.to(ranks.device)
         self.learner = Learner(model, run, getattr(torch, run.machine.dtype))
         self.frozen = ""
+        self.prefer: Preference | None = None
+        if run.prefer and ranks.world > 1:
+            raise PresetError(f"{ranks.world} processes: pairs of answers are learned from on one", where="prefer",
+                              hint="start it without torchrun, or leave `prefer` out")
 
     def go(self, saved: state.Saved | None, log: Log | None, told: Callable[[Done], None],
            said: Callable[[str], None], features: Path | None = None) -> None:
         """From the start, or from a state on."""
         first = 0
+        reference = saved.tensors.pop("reference", None) if saved and self.run.prefer else None
         if saved:
             self.learner.load(saved.tensors, self.moved)
             first = saved.told["step"] - self.begun
@@ -108,7 +115,16 @@ class Work:
         feed = Feed(self.run, self.processor, saved.told["feed"] if saved else None, *self.ranks.data, self.out)
         said(feed.about())
         again, folder = feed.again or features is not None, features or self.out / "features"
-        with _stopping() as stop, keeping(self.model, self.run, folder, again, said):
+        keep = partial(keeping, self.model, self.run, folder, again, said)
+        if self.run.prefer:
+            if saved and reference is None:
+                raise ResumeError("was saved by a run without `prefer`: the reference is lost", where=self.out)
+            if reference is None:
+                said("each pair is read once before the first step: how likely its answers are for the model as it is")
+                with keep():
+                    reference = refer(self.learner, Feed(self.run, self.processor), self.ranks.device)
+            self.prefer = Preference(self.run.prefer.beta, reference)
+        with _stopping() as stop, keep():
             before = feed.state()
             for step, batch in enumerate(feed, start=first):
                 *counts, stopped = self.ranks.total([*tally(batch), len(stop)])
@@ -143,7 +159,8 @@ class Work:
         watch = Audit(learner, new) if new else None
         sizes = len(batch.ids), len(batch.slots)
         batch = filled(batch, self.model, self.processor, counts[1:]).to(self.ranks.device)
-        value = self.forward(batch, int(counts[0]))
+        prefer = self.prefer
+        value = prefer(self.model, batch, feed.held) if prefer else self.forward(batch, int(counts[0]))
         (value * shares).backward()  # FSDP takes the mean
         norm = clip([p for p in learner.weights.values() if p.grad is not None], self.run.clip)
         loss, tokens, visual = self.ranks.total([value.item(), *sizes])
@@ -158,7 +175,8 @@ class Work:
                 audit.write(self.out, table)
                 said(table)
         spent = time.perf_counter() - begun
-        return Done(self.begun + step, loss, int(tokens), int(visual), norm, round(spent, 4), self.name)
+        return Done(self.begun + step, loss, int(tokens), int(visual), norm, round(spent, 4), self.name,
+                    *(prefer.told() if prefer else ()))
 
     def _sound(self, value: float, norm: float, before: dict[str, Any], feed: Feed) -> None:
         """Stop at a loss that says nothing any more, before a weight is touched."""
@@ -175,7 +193,7 @@ class Work:
                 "frozen": self.frozen}  # fmt: skip
         if _digest(self.learner.frozen()) != self.frozen:
             raise VlmkitError("a frozen weight changed", where="train", code="VK-AUDIT")
-        tensors = self.learner.tensors(self.moved)
+        tensors = self.learner.tensors(self.moved) | ({"reference": self.prefer.reference} if self.prefer else {})
         folder = state.save(self.out, self.begun + step, told, tensors, self.ranks.first)
         self.ranks.wait()
         return folder

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 
 from ..errors import ContextLengthError, DataError, MediaError, PromptError, TemplateError, TokenizerError, VlmkitError
 from ..processing.batch import lay
+from ..processing.processor import Measured
 from ..types import IGNORED, Batch, Sample
 
 if TYPE_CHECKING:
-    from ..processing.processor import Measured, Processor
+    from ..processing.processor import Processor
 
 BAD = (DataError, MediaError, PromptError, TemplateError, TokenizerError)  # of the conversation; others stop a run
 BLANK = Sample(torch.zeros(1, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [], torch.tensor([IGNORED]))
@@ -47,19 +48,23 @@ class Made(NamedTuple):
     batch  None when nothing is left of it on any rank
     bad    what all ranks know to be bad
     mine   what only this one found, when it looked at the pixels
+    held   the conversations of its batch
     """
 
     batch: Batch | None
     end: int
     bad: list[LeftOut]
     mine: list[LeftOut]
+    held: list[int]
 
 
 class Making(Dataset[Made | VlmkitError]):
-    """Group -> what this rank gets of it."""
+    """Group -> what this rank gets of it.   pairs: of each conversation the chosen and the rejected answer"""
 
-    def __init__(self, data: Any, processor: Processor, tokens: int | None, rank: int, world: int) -> None:
+    def __init__(self, data: Any, processor: Processor, tokens: int | None, rank: int, world: int, pairs: bool = False
+                 ) -> None:
         self.data, self.processor, self.tokens, self.rank, self.world = data, processor, tokens, rank, world
+        self.pairs = pairs
 
     def __getitem__(self, group: Group) -> Made | VlmkitError:
         try:
@@ -71,12 +76,13 @@ class Making(Dataset[Made | VlmkitError]):
         shares, bad = group.shares, group.bad
         if len(shares) != self.world:
             shares, bad = self._share(shares[0])
-        found = [self.sample(index) for index in shares[self.rank]]
-        samples = [one for one in found if isinstance(one, Sample)]
-        mine = [one for one in found if isinstance(one, LeftOut)]
+        found = {index: self.samples(index) for index in shares[self.rank]}
+        good = [index for index in shares[self.rank] if not isinstance(found[index], LeftOut)]
+        samples = [one for index in good for one in found[index] if isinstance(one, Sample)]
+        mine = [one for one in found.values() if isinstance(one, LeftOut)]
         if not samples and (self.world == 1 or not any(shares)):
-            return Made(None, group.end, bad, mine)
-        return Made(lay(samples or [BLANK]), group.end, bad, mine)
+            return Made(None, group.end, bad, mine, good)
+        return Made(lay(samples or [BLANK]), group.end, bad, mine, good)
 
     def _share(self, indices: list[int]) -> tuple[list[list[int]], list[LeftOut]]:
         """Conversations for each rank, the largest first to who has the least; each rank comes to the same end."""
@@ -91,25 +97,42 @@ class Making(Dataset[Made | VlmkitError]):
         shares = [sorted(load.indices, key=order.__getitem__) for load in loads]
         return shares, [size for size in sizes.values() if isinstance(size, LeftOut)]
 
-    def sample(self, index: int) -> Sample | LeftOut:
-        """A conversation as numbers, or what is wrong with it."""
+    def samples(self, index: int) -> list[Sample] | LeftOut:
+        """A conversation as numbers, a pair as two that see the same pixels, or what is wrong with it."""
         try:
-            sample = self.processor.sample(self._messages(index), reply=False, labels=True)
-            if sample.labels is None or not (sample.labels[1:] != IGNORED).any():
+            samples: list[Sample] = []
+            for messages in self._read(index):
+                visuals = samples[0].visuals if samples else None
+                samples.append(self.processor.sample(messages, reply=False, labels=True, visuals=visuals))
+            if any(one.labels is None or not (one.labels[1:] != IGNORED).any() for one in samples):
                 raise DataError("nothing of it is learned")
-            return sample
+            return samples
         except BAD as error:
             return self._left_out(index, error)
 
     def size(self, index: int) -> Measured | LeftOut:
         """How long a conversation is, or what is wrong with it; no pixel is looked at."""
         try:
-            size = self.processor.measure(self._messages(index))
+            each = [self.processor.measure(messages) for messages in self._read(index)]
+            size = Measured(sum(one.tokens for one in each), sum(one.visual for one in each))
             if self.tokens and size.tokens > self.tokens:
-                raise ContextLengthError(f"{size.tokens} tokens", limit=self.tokens, got=size.tokens, setting="tokens")
+                what = f"{size.tokens} tokens" + " in both answers of a pair" * self.pairs
+                raise ContextLengthError(what, limit=self.tokens, got=size.tokens, setting="tokens")
             return size
         except BAD as error:
             return self._left_out(index, error)
+
+    def _read(self, index: int) -> list[Any]:
+        """The messages of a conversation; of a pair, with the chosen answer and with the rejected one."""
+        messages = self._messages(index)
+        if not self.pairs:
+            return [messages]
+        last = messages[-1]
+        if not isinstance(last, Mapping) or last.get("role") != "assistant" or "rejected" not in last:
+            raise DataError("no pair: the last answer has no `rejected` beside it")
+        if not _words(last["rejected"]):
+            raise DataError("an empty rejected answer")
+        return [messages, [*messages[:-1], {"role": "assistant", "content": last["rejected"]}]]
 
     def _messages(self, index: int) -> Any:
         messages = self.data[index]

@@ -16,19 +16,25 @@ from vlmkit.limits import current
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MARK = re.compile("<(image|video)>")
 SOURCES = ("image", "video", "path", "image_url", "video_url", "url", "base64")
+KEYS = ("conversations", "messages", "prompt", "question", "chosen", "rejected")
 Named = Callable[[str], Any]  # the name of a file -> its path or its bytes
 
 
 def messages(row: Any, named: Named) -> list[dict[str, Any]]:
     """`<image>` and `<video>` in a user's text stand for what the row has beside; elsewhere they are text.
 
-    Where a row has clips and no picture, `<image>` stands for a clip, as in LLaVA-Video's files.
+    Where a row has clips and no picture, `<image>` stands for a clip, as in LLaVA-Video's files. Answers in `chosen`
+    and `rejected` come after the turns, or after `prompt` or `question`: the second stands in the message of the first,
+    which is the last turn where that is an answer already.
     """
-    said = row.get("conversations") or row.get("messages") if isinstance(row, Mapping) else None
-    if not isinstance(said, Sequence) or isinstance(said, str):
-        raise DataError("no conversation: a row has `conversations` or `messages`, a list of turns")
+    row = row if isinstance(row, Mapping) else {}
     beside = {kind: deque(source(one, named) for one in _listed(row.get(kind) or row.get(f"{kind}s")))
               for kind in ("image", "video")}
+    said = row.get("conversations") or row.get("messages")
+    if said is None and row.get("chosen") is not None:
+        said = _asked(row, "".join(f"<{kind}>" * len(some) + "\n" * bool(some) for kind, some in beside.items()))
+    if not isinstance(said, Sequence) or isinstance(said, str):
+        raise DataError("no conversation: a row has `conversations` or `messages`, a list of turns")
     there, asked = {kind: len(some) for kind, some in beside.items()}, {"image": 0, "video": 0}
     instead = {"image": "image" if beside["image"] or not beside["video"] else "video", "video": "video"}
 
@@ -38,10 +44,37 @@ def messages(row: Any, named: Named) -> list[dict[str, Any]]:
         return {"type": kind, kind: beside[kind].popleft() if beside[kind] else b""}
 
     turns = [_turn(turn, named, seen) for turn in said]
+    if row.get("chosen") is not None and not (turns and turns[-1]["role"] == "assistant"):
+        turns.append({"role": "assistant", "content": _answer(row["chosen"], "chosen")})
+    if turns and (rejected := row.get("rejected") or said[-1].get("rejected")) is not None:
+        turns[-1]["rejected"] = _answer(rejected, "rejected")
     if asked != there:
         raise PlaceholderError("placeholders for {image} pictures and {video} clips".format_map(asked)
                                + ", but {image} and {video} are there".format_map(there))
     return turns
+
+
+def _asked(row: Mapping[str, Any], marks: str) -> Any:
+    """What both answers of a row answer: a text, of which pictures stand in front where it names none, or turns."""
+    asked = row.get("prompt") or row.get("question")
+    if asked is None:
+        return row["chosen"][:-1] if isinstance(row["chosen"], list) else None
+    if not isinstance(asked, str):
+        return asked
+    return [{"role": "user", "content": asked if MARK.search(asked) else marks + asked}]
+
+
+def _answer(said: Any, key: str) -> str:
+    """An answer as preference sets have it: a text, a turn, or turns that end in it."""
+    if isinstance(said, list) and said:
+        said = said[-1]
+    if isinstance(said, Mapping):
+        said = said.get("value", said.get("content"))
+    if isinstance(said, list):
+        said = "".join(str(part.get("text") or "") for part in said if isinstance(part, Mapping))
+    if not isinstance(said, str):
+        raise DataError(f"`{key}` is {type(said).__name__}; wanted a text, a turn or turns")
+    return said
 
 
 def _turn(turn: Any, named: Named, seen: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Tars:
                 raise DataError(f"{len(found['json'])} .json, 1 wanted")
             row = rows.parse(found.pop("json")[0])
             names = {PurePosixPath(m.name).name: m for m in members}
-            said = {key: row.get(key) for key in ("conversations", "messages")} if isinstance(row, dict) else {}
+            said = {key: row.get(key) for key in rows.KEYS} if isinstance(row, dict) else {}
             return rows.messages(said | found, lambda name: self._named(tar, names, name))
         except VlmkitError as error:
             error.where = self.place(at)
