@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..compose.preset import Learns, Run, Schedule
     from ..model.vlm import VLM
 
-ODD, PIECE = 0x9E3779B97F4A7C1, 1 << 22  # a factor that spreads, and how many numbers are looked at at once
+ODD, SALT, PIECE = 0x1E3779B97F4A7C15, 0x5555, 1 << 22  # what mixes bits, and how many numbers are looked at at once
 BIT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -89,13 +89,14 @@ def marks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def mark(tensor: Tensor) -> int:
-    """A number that changes with any bit of a tensor and their order; of a sharded one, this rank's.   [any]"""
+    """A number that changes with the bits of a tensor; of a sharded one, those of all ranks sum up to it.   [any]"""
     local = getattr(tensor, "to_local", lambda: tensor)().detach()
-    bits, total = local.contiguous().view(-1).view(BIT[local.element_size()]), 0
+    bits = local.contiguous().view(-1).view(BIT[local.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for piece in bits.split(PIECE):
-        factors = (2 * torch.arange(len(piece), device=piece.device) + 1) * ODD  # a plain sum misses what cancels out
-        total = (31 * total + int((piece * factors).sum())) % 2**63
-    return total
+        mixed = (piece.long() ^ SALT) * ODD  # in a plain sum, up here and down there cancel out
+        total += ((mixed ^ (mixed >> 29)) * ODD).sum()
+    return int(total)
 
 
 class Learner:
