@@ -68,7 +68,7 @@ def test_killed_at_random_moments(prepared: Any, tmp_path: Path, kills: int) -> 
     wait(process, told, STEPS)
     process.join(60)
     assert process.exitcode == 0
-    draw, reached, halves = random.Random(5), 0, 0
+    draw, reached = random.Random(5), 0
     for kill in range(kills):
         process, told = start(prepared, broken)
         if kill % 2:
@@ -78,7 +78,6 @@ def test_killed_at_random_moments(prepared: Any, tmp_path: Path, kills: int) -> 
             wait(process, told, min(reached + draw.randint(0, 3), STEPS - 2))
         process.kill()
         process.join(30)
-        halves += any(".new-" in f.name for f in (broken / "state").glob(".*"))
         if state.saves(broken):
             saved = state.newest(broken)
             assert not saved.skipped
@@ -91,7 +90,6 @@ def test_killed_at_random_moments(prepared: Any, tmp_path: Path, kills: int) -> 
     assert (broken / "end.safetensors").read_bytes() == (whole / "end.safetensors").read_bytes()
     assert losses(broken) == losses(whole)
     assert [step for step, _ in losses(whole)] == list(range(STEPS))
-    assert halves or kills < 20
 
 
 def test_a_signal_ends_the_step_and_saves_it(prepared: Any, tmp_path: Path) -> None:
