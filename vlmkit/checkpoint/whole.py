@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: filled beside its place, synced, put there by one rename."""
+"""What appears whole or not at all: a folder, filled beside its place, synced, put there by one rename; a text file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ..errors import SaveError
 
@@ -85,6 +86,16 @@ def _sweep(folder: Path) -> None:
             path.rename(folder)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[IO[str]]:
+    """A text file that has its name only once all of it is written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as written:
+        yield written
+    part.replace(file)
 
 
 @contextmanager

@@ -41,17 +41,18 @@ def eval_(
     measure = read(data, metric or ["exact"], about)
     questions, metrics = measure.data.build(), {one.use: one.build() for one in measure.metrics}
     model, processor = load(source, [w for w in words or [] if w not in about], device, dtype, attention, quantize)
+    from vlmkit.checkpoint.whole import writing
     from vlmkit.train import evaluate as e
 
     with ExitStack() as stack:
-        kept = stack.enter_context(e.whole(out / "samples.jsonl")) if out else None
+        kept = stack.enter_context(writing(out / "samples.jsonl")) if out else None
         with console.progress(f"answering {len(questions)} questions"):
             result = e.evaluate(model, processor, questions, metrics, batch, max_new_tokens,
                                 lambda row: kept and kept.write(e.line(row._asdict())))
     told = e.document(result, data, {"model": source, "batch": batch, **measure.model_dump(
         mode="json", serialize_as_any=True, exclude={"name"})})
     if out:
-        with e.whole(out / "results.json") as file:
+        with writing(out / "results.json") as file:
             file.write(e.line(told))
     for at, why in list(result.left_out.items())[:10]:
         console.warn(f"sample {at} was left out: {why}")

@@ -111,8 +111,10 @@ def _record(run: Run, file: Path, resume: bool) -> None:
         if changed := changes(before, now):
             told = "\n".join(f"  {path}: {one!r}, now {two!r}" for path, (one, two) in changed.items())
             raise ConfigDriftError(f"the run that is resumed was another one\n{told}", where=file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(run.dump(), sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    from vlmkit.checkpoint.whole import writing
+
+    with writing(file) as written:
+        yaml.safe_dump(run.dump(), written, sort_keys=False, allow_unicode=True, width=110)
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,21 +48,22 @@ class Subject:
         return part.eval() if isinstance(part, nn.Module) else part
 
 
-class Model(Subject):
+class Model(Subject, ABC):
     """A kind that takes tensors and gives tensors. Whole numbers stay on the host."""
 
     differentiable = True  # with respect to what comes in
 
+    @abstractmethod
     def draw(self, part: Any, seed: int = 0) -> Any:
         """Something to run it on, on the host."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, part: Any, x: Any) -> list[Tensor]:
-        raise NotImplementedError
+        """What it makes of that."""
 
+    @abstractmethod
     def single(self, part: Any, x: Any) -> Iterator[tuple[Any, Callable[[list[Tensor]], list[Tensor]]]]:
         """Each thing of a batch by itself, and which of the batch's results it must equal."""
-        raise NotImplementedError
 
 
 class Tower(Model):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, parent_process
@@ -19,18 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint import native
 from ..checkpoint.paper import paper
+from ..checkpoint.whole import writing
 from ..compose.bind import compose
 from ..compose.cells import Cell, cells, run_of
 from ..compose.preset import Run
 from ..compose.study import Study
 from ..errors import ConfigDriftError, PresetError, ResumeError, VlmkitError
 from ..model.assemble import assemble
+from ..model.memory import peak
 from ..model.rehearse import rehearse
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import loop, state
 from .begin import begin
-from .evaluate import evaluate, line, whole
+from .evaluate import evaluate, line
 from .exam import exam
 from .log import LOG
 from .stages import chosen, stages
@@ -88,7 +89,7 @@ def collect(jobs: list[Job], out: Path) -> list[dict[str, Any]]:
         else:
             last = (job.folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             found.append(said | {"error": (last or ["ended without a word"])[0]})
-    with whole(out / "results.jsonl") as file_:
+    with writing(out / "results.jsonl") as file_:
         file_.writelines(map(line, found))
     return found
 
@@ -133,7 +134,7 @@ def record(run: Run, file: Path) -> None:
         free = ("vary", "seeds", "jobs", "about", "name")
         if changed := [key for key in said if key not in free and said[key] != before.get(key)]:
             raise ConfigDriftError(f"what is resumed was another one: {', '.join(changed)} changed", where=file)
-    with whole(file) as written:
+    with writing(file) as written:
         yaml.safe_dump(said, written, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -181,8 +182,9 @@ def train_cell(folder: Path, study: Path, beside: int) -> None:
     except VlmkitError as error:
         print(error)
         raise SystemExit(f"{error.where}: {error.what}".removeprefix(": ")) from None
-    with whole(folder / RESULT) as file:
-        file.write(line({**found, **costs(folder), "parameters": report.total, "memory": peak()}))
+    with writing(folder / RESULT) as file:
+        held = peak(next(model.parameters()).device)
+        file.write(line({**found, **costs(folder), "parameters": report.total, "memory": held}))
 
 
 def _watched(done: Any) -> None:
@@ -201,7 +203,7 @@ def measured(model: VLM, processor: Processor, study: Study, folder: Path) -> di
         if measure.metrics:
             metrics = {metric.use: metric.build() for metric in measure.metrics}
             result = evaluate(model, processor, data, metrics, max_new_tokens=measure.max_new_tokens)
-            with whole(folder / f"{measure.name}.jsonl") as file:
+            with writing(folder / f"{measure.name}.jsonl") as file:
                 file.writelines(line(row._asdict()) for row in result.rows)
             scores |= {f"{measure.name}" if len(metrics) == 1 else f"{measure.name} {name}": score
                        for name, score in result.scores.items()}
@@ -226,12 +228,3 @@ def costs(folder: Path) -> dict[str, float]:
     return {"steps": len(steps), "loss": statistics.fmean(step["loss"] for step in steps[-20:]),
             "tokens": sum(step["tokens"] for step in steps),
             "step_s": statistics.median(step["seconds"] for step in steps)}
-
-
-def peak() -> int:
-    """The most memory this process held, in bytes: of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

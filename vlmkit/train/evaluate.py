@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
 from ..errors import DataError, MediaError, PromptError
@@ -129,16 +127,6 @@ def document(result: Result, task: str, config: dict[str, Any]) -> dict[str, Any
     asked = len(result.rows)
     return {"results": {task: told}, "configs": {task: config}, "versions": {task: __version__},
             "n-samples": {task: {"original": asked + len(result.left_out), "effective": asked}}}
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[IO[str]]:
-    """A text file that has its name only once all of it is written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as written:
-        yield written
-    part.replace(file)
 
 
 def line(value: Any) -> str:

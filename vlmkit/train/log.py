@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checkpoint.whole import writing
 from ..errors import VlmkitError
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ def keep(file: Path, first: int) -> None:
         return
     kept = [line for line in file.read_text("utf-8").splitlines(keepends=True)
             if line.endswith("}\n") and json.loads(line)["step"] < first]
-    beside = file.with_suffix(".part")
-    beside.write_text("".join(kept), "utf-8")
-    os.replace(beside, file)
+    with writing(file) as written:
+        written.writelines(kept)
 
 
 def _wandb(out: Path, run: Run) -> Any:

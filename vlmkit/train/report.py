@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ..checkpoint.whole import writing
 from ..compose.bind import sources
 from ..compose.cells import cells, run_of
 from ..compose.study import Study
 from ..errors import VlmkitError
-from .evaluate import whole
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -170,7 +170,7 @@ def drawing() -> Any:
 
 def write(study: Study, rows: Sequence[Row], out: Path) -> Image.Image | None:
     """`table.md` and `plot.svg` in a folder; gives the plot."""
-    with whole(out / "table.md") as file:
+    with writing(out / "table.md") as file:
         file.write(table(study, rows))
     return plot(rows, out)
 

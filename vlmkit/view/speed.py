@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 
 from ..generate.answer import generate
 from ..generate.rows import position_bytes
+from ..model.memory import peak
 from ..model.vlm import VLM
 from ..types import Batch
 
@@ -76,7 +76,7 @@ def measure(model: VLM, processor: Any, conversation: Sequence[Any], new: int = 
     stages = {"pictures": tiles, "ids": found["ids"], "vision": vision, "prefill": prefill, "decode": decode}
     read, size = bandwidth(device), bytes_a_token(model.decoder, len(batch.ids))
     return Speed(stages, found["first"], (said - 1) / decode, len(batch.ids), len(batch.slots), said,
-                 sum(p.nbytes for p in model.parameters()), size / read, read, _peak(device))
+                 sum(p.nbytes for p in model.parameters()), size / read, read, peak(device))
 
 
 def bandwidth(device: torch.device, size: int = 2**28) -> float:
@@ -111,13 +111,3 @@ def _seconds(side: Callable[[], Any], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
