@@ -14,7 +14,7 @@ import vlmkit
 from vlmkit.compose.preset import Run
 from vlmkit.errors import PluginError
 from vlmkit.plugins import Manager
-from vlmkit.testing import check_part, examine_preset
+from vlmkit.testing import Outcome, check_part, examine_preset, parts_of
 from vlmkit.testing.scaffold import KINDS, make
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,37 @@ def test_its_run_is_one(tmp_path: Path, install: Install) -> None:
     run = vlmkit.compose("tiny", "sums")
     assert isinstance(run, Run)
     assert run.data.build()[12][1]["content"] == "3"
+
+
+STUDY = """extends: [tiny, runs/tiny]
+video: null
+vary:
+  list:
+    - {name: plain, image: {packer: flat}}
+    - {name: queries, projector: {use: resampler, queries: 4, depth: 1, heads: 4}PACKER}
+measure: [{name: shape, data: {use: scenes, split: test, count: 4}}]
+"""
+
+
+def test_a_study_is_checked_cell_by_cell(tmp_path: Path, install: Install) -> None:
+    folder = make("vlmkit-few", "packer", tmp_path)
+    presets = folder / "vlmkit_few" / "presets"
+    (presets / "good.yaml").write_text(STUDY.replace("PACKER", ", image: {packer: few}"))
+    (presets / "bad.yaml").write_text(STUDY.replace("PACKER", ""))  # anyres wants the rows that queries gave up
+    install(folder)
+    assert examine_preset("good") == Outcome("preset_fits", examine_preset("good").promise, "passed")
+    found = examine_preset("bad")
+    assert found.state == "failed"
+    assert "image.packer" in found.said
+
+
+def test_why_there_is_nothing_to_check(tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMKIT_PLUGINS", "other")
+    install(make("vlmkit-few", "packer", tmp_path))
+    for package, said in (("vlmkit_few", "VLMKIT_PLUGINS leaves out few"), ("vlmkit-fwe", "no plugin named"),
+                          ("pluggy", r"pluggy 1\S+ is installed and has no entry point in the group `vlmkit`")):
+        with pytest.raises(PluginError, match=said):
+            parts_of(package)
 
 
 @pytest.mark.parametrize(("name", "kind", "said"), [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -254,7 +255,8 @@ def shards(case: Any) -> None:
     learned(part)
     x = case.draw(part)
     before = answer(case, part, x)
-    with group():
+    with group(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of views that nobody writes into
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -87,15 +87,19 @@ def examine_preset(name: str) -> Outcome:
 
 
 def _fits(preset: str) -> None:
-    """Every part it names is found, its fields are right, and the parts fit together on the meta device."""
+    """Every part it names is found, its fields are right, and the parts fit together; those of each cell of a study."""
     from ..compose.bind import compose
+    from ..compose.cells import cells, run_of
     from ..compose.read import read
+    from ..compose.study import Study
     from ..model.assemble import assemble
     from ..model.rehearse import rehearse
 
     if not {"tower", "projector", "decoder"} <= set(read(preset).value):
         raise Skipped("it names no model; it is laid over one that does")
-    rehearse(assemble(compose(preset)), preset)
+    made = compose(preset)
+    for run in [run_of(made, cell, 0) for cell in cells(made)] if isinstance(made, Study) else [made]:
+        rehearse(assemble(run), run.name)
 
 
 def _one(each: Promise, case: Any) -> Outcome:

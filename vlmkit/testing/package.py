@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterable, Iterator
 
 from .. import plugins, registry
 from ..errors import PluginContractError, PluginError
+from ..hookspecs import PROJECT
+from ..plugins import Manager, alike
 from ..registry import Entry
 from .outcomes import Outcome, examine
 
@@ -39,12 +42,21 @@ def presets_of(package: str) -> Iterator[str]:
 
 
 def _owners(package: str) -> set[str]:
-    manager = plugins.default()
-    wanted = package.lower().replace("_", "-")
-    names = {name for name, said in manager.packages.items()
-             if wanted in (name.lower().replace("_", "-"), said.split(" ")[0].lower().replace("_", "-"))}
+    manager, wanted = plugins.default(), alike(package)
+    names = {name for name, said in manager.packages.items() if wanted in (alike(name), alike(said.partition(" ")[0]))}
     if not names:
-        lost = [str(b) for b in manager.broken if wanted in (b.plugin.lower(), b.package.split(" ")[0].lower())]
-        known = sorted({said.split(" ")[0] for said in manager.packages.values()})
-        raise PluginError(lost[0] if lost else f"no plugin named {package!r}; there are: {', '.join(known)}")
+        lost = [str(b) for b in manager.broken if wanted in (alike(b.plugin), alike(b.package.partition(" ")[0]))]
+        raise PluginError(lost[0] if lost else _missing(package, manager))
     return names
+
+
+def _missing(package: str, manager: Manager) -> str:
+    """Why there is no such plugin: it was not let in, says nothing to vlmkit, or is not installed."""
+    installed = {alike(dist.name): dist for dist in importlib.metadata.distributions()}.get(alike(package))
+    ours = [entry.name for entry in installed.entry_points if entry.group == PROJECT] if installed else []
+    if left := [name for name in manager.left_out if name in ours or alike(name) == alike(package)]:
+        return f"VLMKIT_PLUGINS leaves out {left[0]}"
+    if installed and not ours:
+        return f"{installed.name} {installed.version} is installed and has no entry point in the group `{PROJECT}`"
+    known = sorted({said.partition(" ")[0] for said in manager.packages.values()})
+    return f"no plugin named {package!r}; there are: {', '.join(known)}"
