@@ -93,6 +93,7 @@ class Decoder(Protocol):
 
     `unquantized` may name layers inside the blocks, such as a router, that stay whole when the decoder is quantised.
     `steady` may be False: a position's key depends on the sequence's length, so no part of it is computed ahead.
+    `fixed()` may give a step that can be compiled, as `vlmkit.parts.decoders.fixed` has it, or None.
     """
 
     width: int
@@ -124,7 +125,7 @@ class AttentionBackend(Protocol):
     """Causal self-attention over sequences laid end to end.   build(config)
 
     `unfit(device, dtype, head)` may tell why it cannot serve there, or None; then the name is refused before weights
-    are read.
+    are read. `fixed(q, k, v, cache)` may serve a FixedCache; without it steps of this backend are not compiled.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None = None,

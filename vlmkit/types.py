@@ -130,6 +130,22 @@ class KVCache(NamedTuple):
     lens: Tensor
 
 
+class FixedCache(NamedTuple):
+    """What one layer's attention looks at when every row gets a token at most, and all shapes stay.
+
+    k, v  [rows, keys, kv_heads, head]
+    at    [rows]              where the new token goes; int64 on the device
+    live  [rows, 1, 1]        whether there is one; what a resting row holds stays
+    mask  [rows, 1, 1, keys]  what is added to scores: 0, or -inf
+    """
+
+    k: Tensor
+    v: Tensor
+    at: Tensor
+    live: Tensor
+    mask: Tensor
+
+
 class Seen(NamedTuple):
     """The place of one visual in a conversation."""
 

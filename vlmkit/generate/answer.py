@@ -16,12 +16,13 @@ from .sample import number
 
 def generate(model: Model, processor: Processor, conversations: Any, images: Any = None, videos: Any = None, *,
              details: bool = False, rows: int = 8, features: FeatureCache | None = None,
-             **wishes: Unpack[Wishes]) -> Any:
+             compile: bool = False, **wishes: Unpack[Wishes]) -> Any:
     """Answer a prompt, a conversation, or a list of them.
 
     A text, with its `images` and `videos`, or one conversation gives one answer; a list gives a list. An
     answer is a `str`, with `details` a `Generation`. Each conversation draws from its own generator seeded
-    with `seed`, so it gets the answer that it would get alone. `rows` is how many run side by side.
+    with `seed`, so it gets the answer that it would get alone. `rows` is how many run side by side. `compile` is for
+    models and programs that live long: see Engine.
 
     max_new_tokens      the longest answer; 256
     temperature         0, the default, takes the best token; more is more varied
@@ -36,7 +37,7 @@ def generate(model: Model, processor: Processor, conversations: Any, images: Any
     options = Options.of(wishes, logprobs=details)
     number(rows, "rows", lambda x: x >= 1, "a whole number of at least 1", whole=True)
     rows = max(1, min(rows, len(several)))
-    engine = Engine(model, processor, rows=rows, reuse=len(several) > 1, features=features)
+    engine = Engine(model, processor, rows=rows, reuse=len(several) > 1, features=features, compile=compile)
     left, requests = deque(several), list[Request]()
     while left or engine.busy:
         while left and engine.open:
@@ -49,13 +50,13 @@ def generate(model: Model, processor: Processor, conversations: Any, images: Any
 
 
 def stream(model: Model, processor: Processor, conversation: Any, images: Any = None, videos: Any = None, *,
-           features: FeatureCache | None = None, **wishes: Unpack[Wishes]) -> Iterator[str]:
+           features: FeatureCache | None = None, compile: bool = False, **wishes: Unpack[Wishes]) -> Iterator[str]:
     """The answer to one conversation, piece by piece; the pieces joined are what `generate` returns."""
     several, alone = _several(conversation, images, videos)
     if not alone:
         raise PromptError("stream answers one conversation; use generate for a list of them")
     options = Options.of(wishes)
-    engine = Engine(model, processor, rows=1, reuse=False, features=features)
+    engine = Engine(model, processor, rows=1, reuse=False, features=features, compile=compile)
     return engine.pieces(engine.submit(several[0], options))
 
 

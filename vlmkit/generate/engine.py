@@ -21,6 +21,7 @@ from .needs import Model, Processor
 from .request import Finish, Options, Request
 from .rows import Rows, state
 from .sample import draw
+from .steps import Steps
 from .text import Writer
 
 
@@ -32,13 +33,14 @@ class Engine:
     memory    bytes the cache may have; requests that do not fit beside the others wait
     reuse     finished requests leave their row to others that begin alike
     features  a FeatureCache of pictures and clips; None: each request runs the tower
+    compile   steps that read no prompt are compiled (on a GPU captured as a graph): a wait at first, then faster
     """
 
     def __init__(self, model: Model, processor: Processor, *, rows: int = 8, prefill: int = 4096, memory: float = inf,
-                 reuse: bool = True, features: FeatureCache | None = None) -> None:
+                 reuse: bool = True, features: FeatureCache | None = None, compile: bool = False) -> None:
         self.model, self.processor = model, processor
         self.prefill, self.reuse, self.features = prefill, reuse, features
-        self.rows = Rows(model.decoder, rows, memory)
+        self.rows, self.steps = Rows(model.decoder, rows, memory), Steps(model.decoder) if compile else None
         self.running: list[Request] = []  # in the order they came
         self.waiting: deque[Request] = deque()
         self._changed = Condition()  # guards `waiting`
@@ -105,7 +107,7 @@ class Engine:
                 return news
             speaking = [piece.request for piece in pieces if piece.last]
             try:
-                logits = forward(self.model, self.rows, pieces)[:, : self.processor.tokenizer.size]
+                logits = forward(self.model, self.rows, pieces, self.steps)[:, : self.processor.tokenizer.size]
             except BaseException as error:
                 self.rows.rewind(self.running)
                 if not isinstance(error, Exception):

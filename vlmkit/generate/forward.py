@@ -13,6 +13,7 @@ from ..model.features import FeatureCache
 from .needs import Model
 from .request import Request
 from .rows import Rows
+from .steps import Steps
 
 
 class Piece(NamedTuple):
@@ -44,8 +45,15 @@ def encode(model: Model, rows: Rows, requests: Sequence[Request], features: Feat
         request.seen = (own[0] if len(own) == 1 else torch.cat(own))[skip:]
 
 
-def forward(model: Model, rows: Rows, pieces: Sequence[Piece]) -> Tensor:
+def forward(model: Model, rows: Rows, pieces: Sequence[Piece], steps: Steps | None = None) -> Tensor:
     """Run the row; the logits of those whose prompt is read, nobody looks at others.   [speaking, vocab]"""
+    if steps is not None and all(piece.length == 1 and piece.last and piece.request.seen is None for piece in pieces):
+        speaking = [piece.request for piece in pieces]
+        found = steps([r.tokens[r.done] for r in speaking], [r.row for r in speaking], rows.cache)
+        if found is not None:
+            for request in speaking:
+                request.done += 1
+            return found
     ids: list[int] = []
     slots: list[Tensor] = []
     seen: list[Tensor] = []

@@ -27,6 +27,8 @@ class Config(PartConfig):
 class Auto:
     """Chooses anew when a model was moved or cast, so that it is right wherever that is."""
 
+    fixed = staticmethod(Sdpa.fixed)
+
     def __init__(self) -> None:
         self.serves: AttentionBackend = Sdpa()
         self.place: tuple[torch.device, torch.dtype, int] | None = None

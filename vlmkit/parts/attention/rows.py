@@ -25,7 +25,15 @@ class Place(NamedTuple):
         return self.past + self.length
 
 
-def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> tuple[Place, ...]:
+class Places(tuple[Place, ...]):
+    """Those of one call. All layers get the same object, so what is kept about it is found without a look inside."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> Places:
     """The sequences that have tokens in this call, in order; a cache gets their keys and values.
 
     k, v [total, kv_heads, head]   lens [sequences]
@@ -37,27 +45,26 @@ def place(k: Tensor, v: Tensor, lens: Tensor, cache: KVCache | None) -> tuple[Pl
 
 
 @lru_cache(maxsize=4)  # all layers of a forward ask for the same
-def _places(counts: tuple[int, ...], past: tuple[int, ...] | None) -> tuple[Place, ...]:
+def _places(counts: tuple[int, ...], past: tuple[int, ...] | None) -> Places:
     """Where the sequences lie that have tokens in this call."""
     starts = accumulate(counts, initial=0)
     found = zip(range(len(counts)), starts, counts, past or repeat(0), strict=False)
-    return tuple(Place(*one) for one in found if one[2])
+    return Places(Place(*one) for one in found if one[2])
 
 
-def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: tuple[Place, ...]) -> None:
+def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: Places) -> None:
     """Put new keys and values behind what each cache row holds.   k, v [total, kv_heads, head]"""
-    rows, positions = _targets(sequences, cache.k.device)
-    cache.k[rows, positions] = k
-    cache.v[rows, positions] = v
+    at = _targets(sequences, cache.k.shape[1], cache.k.device)
+    for kept, new in ((cache.k, k), (cache.v, v)):
+        kept.view(-1, *new.shape[1:]).index_copy_(0, at, new)
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
-def _targets(sequences: tuple[Place, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = [s.row for s in sequences for _ in range(s.length)]
-    positions = [at for s in sequences for at in range(s.past, s.end)]
+def _targets(sequences: Places, capacity: int, device: torch.device) -> Tensor:
+    """Where each token goes in a cache whose rows are laid end to end.   [total]"""
+    at = [s.row * capacity + position for s in sequences for position in range(s.past, s.end)]
     with torch.inference_mode(False):  # kept between calls, so it must also serve a later one that learns
-        both = torch.tensor([rows, positions], dtype=torch.int64, device=device)
-        return both[0], both[1]
+        return torch.tensor(at, dtype=torch.int64, device=device)
 
 
 def visible(count: int, end: int, window: int | None, device: torch.device) -> Tensor:

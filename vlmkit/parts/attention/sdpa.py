@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from vlmkit.contracts import PartConfig
-from vlmkit.types import KVCache
+from vlmkit.types import FixedCache, KVCache
 
 from .rows import Place, place, visible
 
@@ -44,6 +45,17 @@ class Sdpa:
                 new = slice(s.start, s.start + s.length)
                 out[new] = attend(q[new][None], keys, values, window)[0]
         return out
+
+
+    @staticmethod
+    def fixed(q: Tensor, k: Tensor, v: Tensor, cache: FixedCache) -> Tensor:
+        """One token for each row.   q [rows, heads, head]   k, v [rows, kv_heads, head] -> [rows, heads, head]"""
+        rows = torch.arange(len(q), device=q.device)
+        for kept, new in ((cache.k, k), (cache.v, v)):
+            kept[rows, cache.at] = torch.where(cache.live, new, kept[rows, cache.at])
+        keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)
+        grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[2])
+        return scaled_dot_product_attention(grouped, keys, values, attn_mask=cache.mask).flatten(1, 2)
 
 
 def fresh(q: Tensor, k: Tensor, v: Tensor, counts: list[int], window: int | None) -> Tensor:
@@ -85,26 +97,39 @@ def step(q: Tensor, cache: KVCache, sequences: tuple[Place, ...], window: int | 
     Works on a view of the cache from the first row to the last; resting rows between are dropped after.
     """
     count, heads, head = q.shape
-    rows, mask = _view(sequences, window, q.device, q.dtype)
-    first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
-    k, v = (x[first:last, :longest].transpose(1, 2) for x in (cache.k, cache.v))
-    if count < last - first:
-        q = q.new_zeros(last - first, heads, head).index_copy_(0, rows, q)
+    view = _view(sequences, window, q.device, q.dtype)
+    wide = view.last - view.first
+    k = cache.k[view.first : view.last, : view.longest].transpose(1, 2)
+    v = cache.v[view.first : view.last, : view.longest].transpose(1, 2)
+    if count < wide:
+        q = q.new_zeros(wide, heads, head).index_copy_(0, view.rows, q)
     # heads that share a key stand where a sequence of queries would: nothing is repeated
-    grouped = q.reshape(last - first, k.shape[1], -1, head)
-    out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2)
-    return out if count == last - first else out[rows]
+    out = scaled_dot_product_attention(q.view(wide, k.shape[1], -1, head), k, v, attn_mask=view.mask).flatten(1, 2)
+    return out if count == wide else out[view.rows]
+
+
+class View(NamedTuple):
+    """Which part of a cache a step looks at.
+
+    rows  [sequences]           counted from the first
+    mask  [rows, 1, 1, keys]    what is added to scores: 0 or -inf; None where all are as long
+    """
+
+    first: int
+    last: int
+    longest: int
+    rows: Tensor
+    mask: Tensor | None
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
 def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device, dtype: torch.dtype
-          ) -> tuple[Tensor, Tensor | None]:
-    """Rows counted from the first [sequences], and what is added to scores: 0 or -inf [rows, 1, 1, keys]"""
+          ) -> View:
     first, last, longest = sequences[0].row, sequences[-1].row + 1, max(s.end for s in sequences)
     with torch.inference_mode(False):
         rows = torch.tensor([s.row - first for s in sequences], device=device)
         if all(s.end == longest for s in sequences) and (window is None or window >= longest):
-            return rows, None
+            return View(first, last, longest, rows, None)
         ends = torch.ones(last - first, dtype=torch.long, device=device)  # a resting row looks at one key
         ends[rows] = torch.tensor([s.end for s in sequences], device=device)
         key = torch.arange(longest, device=device)
@@ -112,7 +137,7 @@ def _view(sequences: tuple[Place, ...], window: int | None, device: torch.device
         if window is not None:
             seen &= key >= ends[:, None] - window
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
-        return rows, mask[:, None, None]
+        return View(first, last, longest, rows, mask[:, None, None])
 
 
 def build(config: Config) -> Sdpa:

@@ -22,9 +22,11 @@ from vlmkit.errors import ContextLengthError, ShapeError
 from vlmkit.types import KVCache
 
 from .bare import Bare
+from .fixed import FixedStep
 from .rope import Rope, angles, frequencies, grown, rotate
 
-FEW = 32  # tokens that a CPU multiplies the other way round
+FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weights of so many elements or more,
+MOST = 32  # and up to these, that a CPU multiplies the other way round
 PIECE = 512  # tokens whose way through an MLP stays near a CPU's caches
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
@@ -107,8 +109,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On a CPU a few tokens go the other way round: libraries block by rows of the left matrix, and few is badly blocked.
     """
-    few = 1 if x.dtype == torch.bfloat16 else 3  # up to here the usual way reads the weights as fast as memory gives
-    if not (x.is_cpu and few < len(x) <= FEW):
+    few, large = FEW.get(x.dtype, (MOST + 1, 0))
+    if not (few <= len(x) <= MOST and x.is_cpu and weight.numel() >= large):
         return F.linear(x, weight, bias)
     y = torch.mm(weight, x.t()).t()
     return (y if bias is None else y + bias.to(y.dtype)).contiguous()
@@ -142,6 +144,13 @@ class Embedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.std)
 
 
+@remember
+def constant(value: float) -> Tensor:
+    """[], on the host"""
+    with torch.inference_mode(False):  # kept, so it must also serve a call that learns
+        return torch.tensor(value, device="cpu")
+
+
 class RMSNorm(nn.Module):
     """Divides by the root mean square in float32; the weight multiplies after the cast back."""
 
@@ -156,11 +165,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same"""
-        if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32:
+        if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
             return F.rms_norm(x, self.shape, None, self.eps) * self.weight
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a CPU's rms_norm is seven kernels, this reads once
-        scaled: Tensor = x * length.square_().div_(self.shape[0]).add_(self.eps).rsqrt_()
-        return scaled * self.weight
+        squared = torch.addcmul(constant(self.eps), length, length, value=1 / self.shape[0])
+        return (x * squared.rsqrt_()).mul_(self.weight)
 
 
 class Attention(nn.Module):
@@ -187,8 +196,16 @@ class Attention(nn.Module):
         q, k, v = self.q(x).view(len(x), self.heads, self.head), self.k(x).view(narrow), self.v(x).view(narrow)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *turn), rotate(k, *turn)
+        if len(x) <= MOST:  # calls take longer than their work
+            q, k = rotate(torch.cat((q, k), 1), *turn).split((self.heads, self.kv_heads), 1)
+        else:
+            q, k = rotate(q, *turn), rotate(k, *turn)
         return self.o(self.attend(q, k, v, lens, cache, self.window).flatten(1))  # type: ignore[no-any-return]
+
+
+def _fixed(attend: Any) -> Callable[..., Tensor]:
+    """A backend's attention over a FixedCache, called as the other one is."""
+    return lambda q, k, v, lens, cache, window: attend.fixed(q, k, v, cache)
 
 
 class MLP(nn.Module):
@@ -204,8 +221,9 @@ class MLP(nn.Module):
         """[total, width] -> the same"""
         if torch.is_grad_enabled() or not x.is_cpu:
             return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
-        parts = [self.down(F.silu(self.gate(part)).mul_(self.up(part))) for part in x.split(PIECE)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(x) > PIECE:
+            return torch.cat([MLP.forward(self, part) for part in x.split(PIECE)])
+        return self.down(F.silu(self.gate(x)).mul_(self.up(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -240,6 +258,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(self.block(config, attention, std) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.eps)
         self._plain: Bare | None = None
+        self._fixed: FixedStep | None = None
         if not config.tied:
             self.head = Linear(config.width, config.vocab, std=std)
 
@@ -269,6 +288,19 @@ class Transformer(nn.Module):
         """[any, width] -> [any, vocab], float32"""
         return linear(x, self.embed.weight if self.config.tied else self.head.weight).float()
 
+    def fixed(self) -> FixedStep | None:
+        """A step of fixed shapes; the same one as long as the modules are. None where somebody put in their own."""
+        if self._fixed is None or not self._fixed.holds:
+            config, kinds = self.config, (self.block, Attention, MLP, RMSNorm, Linear)
+            backends = [module.attend for module in self.blocks.modules() if isinstance(module, Attention)]
+            usual = all(type(module) in kinds for block in self.blocks for module in block.modules())
+            whole = Bare(self.blocks, kinds, attend=_fixed)
+            if not (self.steady and usual and whole.holds and all(hasattr(attend, "fixed") for attend in backends)):
+                return None
+            waves = frequencies(config.head, config.theta, config.rope, config.context, self.embed.weight.device)
+            self._fixed = FixedStep(whole, self.embed, waves, config.window, lambda x: self.logits(self.norm(x)))
+        return self._fixed
+
     def _bare(self) -> Iterable[Callable[..., Any]]:
         """The blocks, without what a module's call costs; with it while somebody watches."""
         if self._plain is None or not self._plain.holds:
@@ -293,7 +325,7 @@ class Transformer(nn.Module):
     def _turn(self, lens: Tensor, past: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every token's position, as `rotate` takes them.   [total, 1, head], dtype of `like`"""
         config, device = self.config, like.device
-        if len(like) == len(lens) == int(lens.count_nonzero()):  # a token for everybody
+        if len(like) == len(lens) and 0 not in lens.tolist():  # a token for everybody
             positions, ends = past, past + 1
         else:
             start = (past - lens.cumsum(0) + lens).repeat_interleave(lens)
