@@ -40,7 +40,7 @@ def padded(two: Pair, batch: Any, talks: list[Talk]) -> dict[str, Any]:
     given = {name: pad_sequence(list(values.split(lens)), True, fill) for name, (values, fill) in rows.items()}
     if images := [image for one in talks for image in one.images]:
         made = two.reader.image_processor(images=images, return_tensors="pt")
-        given |= {name: made[name] for name in ("pixel_values", "image_sizes")}
+        given |= {name: made[name] for name in ("pixel_values", "image_sizes") if name in made}
     return {name: value.to(two.theirs.device, two.theirs.dtype if value.is_floating_point() else None)
             for name, value in given.items()}
 

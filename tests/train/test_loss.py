@@ -49,7 +49,7 @@ class Fixed(nn.Module):
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__()
         self.rows = torch.tensor(rows)
-        self.decoder = SimpleNamespace(vocab=self.rows.shape[1])
+        self.decoder = SimpleNamespace(vocab=self.rows.shape[1], blocks=(), parameters=lambda: ())
 
     def forward(self, given: Batch) -> Tensor:
         return self.rows

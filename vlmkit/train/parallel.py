@@ -90,20 +90,39 @@ class Step(nn.Module):
 
 
 def parallelize(model: VLM, step: nn.Module, machine: Machine, mesh: DeviceMesh | None, trained: Iterable[str]) -> None:
-    """Recompute, compile and shard the blocks of towers and decoder, in this order.   trained: sections that learn"""
+    """Compile, recompute and shard the blocks of towers and decoder, in this order.   trained: sections that learn"""
     parts: dict[str, Any] = {"tower": model.tower, "decoder": model.decoder, **dict(_own(model))}
     if mesh is not None and machine.shard == "tensor":
         _split(model, mesh)
     for name, part in parts.items():
         for block in part.blocks:
+            if machine.compile:
+                block.forward = _compiled(block)
             if machine.recompute and (name == "decoder" or any(t.startswith(name) for t in trained)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-            if machine.compile:
-                block.compile(dynamic=True)
             if mesh is not None and machine.shard == "fsdp":
                 fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     if mesh is not None and machine.shard == "fsdp":
         fully_shard(step, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+
+
+class Apart:
+    """Attention that a compiler leaves alone: it plans by lengths, numbers that are others in each batch."""
+
+    def __init__(self, attend: Any) -> None:
+        self.attend = attend
+
+    @torch.compiler.disable
+    def __call__(self, *given: Any) -> Tensor:
+        return self.attend(*given)  # type: ignore[no-any-return]
+
+
+def _compiled(block: nn.Module) -> Any:
+    """What lies before attention as one graph, what lies behind it as another, for any number of tokens."""
+    for part in block.modules():
+        if (attend := getattr(part, "attend", None)) is not None:
+            vars(part)["attend"] = Apart(attend)
+    return torch.compile(block.forward, dynamic=True)
 
 
 def _own(model: VLM) -> Iterator[tuple[str, Any]]:
@@ -142,7 +161,10 @@ def undo(model: VLM) -> None:
     for part in (model.tower, model.decoder, *(tower for _, tower in _own(model))):
         for block in part.blocks:
             vars(block).pop("forward", None)
-            block._compiled_call_impl = None
+            for inner in block.modules():
+                if isinstance(apart := vars(inner).get("attend"), Apart):
+                    del vars(inner)["attend"]
+                    inner.attend = apart.attend
 
 
 def filled(batch: Batch, model: VLM, processor: Processor, counts: Sequence[float]) -> Batch:
