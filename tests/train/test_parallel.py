@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import vlmkit
@@ -31,6 +33,8 @@ WORDS = ("decoder.layers=2", "decoder.width=32", "decoder.heads=4", "decoder.kv_
 SEEING = ("tower.model=vit_tiny_patch16_224", "tower.options=null", "tower.options.img_size=64",
           "tower.options.depth=2", "tower.options.embed_dim=32", "tower.options.num_heads=2",
           "tower.side=null")  # fmt: skip
+ADAPTERS = ("train.projector=null", "train.separators=null", "train.tower={rate: 1e-2, lora: {rank: 2}}",
+            "train.decoder={rate: 1e-2, lora: {rank: 4, alpha: 8}}")  # fmt: skip
 
 
 class Stop(Exception):
@@ -80,8 +84,12 @@ def run(prepared: Any, out: Path, *words: str, world: int = 2, resume: bool = Fa
     return found
 
 
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in log(out)]
 
 
 def close(one: dict[str, Tensor], two: dict[str, Tensor], most: float) -> None:
@@ -97,6 +105,44 @@ def test_twenty_steps_are_those_of_one_process(prepared: Any, tmp_path: Path, sh
     two = run(prepared, tmp_path / "two", *words)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=most)
     close(one, two, 1e-3)
+
+
+def pairs(folder: Path) -> str:
+    """Answers that are preferred to others, to pictures and without one."""
+    rows = []
+    for at in range(8):
+        Image.new("RGB", (60, 40), (30 * at, 90, 200)).save(folder / f"{at}.png")
+        shown = {"image": f"{at}.png"} if at % 3 else {}
+        rows.append({"question": "<image>\n" * len(shown) + "what is it?", "chosen": "a red circle",
+                     "rejected": "a blue square, or so"[: 6 + at], **shown})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"data={{use: conversations, file: {folder}/pairs.jsonl}}"
+
+
+@pytest.mark.parametrize("shard", ["fsdp", "tensor"])
+def test_preferences_are_those_of_one_process(prepared: Any, tmp_path: Path, shard: str) -> None:
+    """Three pairs a step: one process has two of them, and each reads its share for the reference."""
+    words = ("steps=8", "save_every=4", "batch=3", "prefer={beta: 0.5}", pairs(tmp_path), f"machine.shard={shard}",
+             "train={tower: null, separators: null, projector: 3e-3, decoder: 3e-3}", *SEEING)  # fmt: skip
+    one = run(prepared, tmp_path / "one", *words, world=1)
+    two = run(prepared, tmp_path / "two", *words)
+    for name in ("loss", "margin", "preferred"):
+        told = [[row[name] for row in log(tmp_path / out)] for out in ("one", "two")]
+        assert told[0][1:] == pytest.approx(told[1][1:], abs=1e-5)  # in the first step all margins are nothing
+    assert losses(tmp_path / "two")[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert log(tmp_path / "two")[-1]["margin"] > 1
+    close(one, two, 1e-3)
+    run(prepared, tmp_path / "two", *words, "steps=10", resume=True, stop=9)  # the reference lies in the save
+
+
+def test_adapters_are_those_of_one_process(prepared: Any, tmp_path: Path) -> None:
+    words = ("steps=8", "save_every=8", "machine.shard=fsdp", *SEEING, *ADAPTERS)
+    one = run(prepared, tmp_path / "one", *words, world=1)
+    two = run(prepared, tmp_path / "two", *words)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    close(one, two, 1e-4)
+    kept = [load_file(tmp_path / name / "adapters/decoder/adapter_model.safetensors") for name in ("one", "two")]
+    close(*kept, 1e-4)
 
 
 def test_going_on_with_one_and_with_two_again(prepared: Any, tmp_path: Path) -> None:
@@ -126,6 +172,33 @@ def test_a_process_without_pictures_does_not_hang(prepared: Any, tmp_path: Path)
     two = run(prepared, tmp_path / "two", *words)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
     close(one, two, 1e-3)
+
+
+def refused(prepared: Any, out: Path, words: tuple[str, ...], told: Any, rank: int, world: int, port: int) -> None:
+    with suppress(PresetError):
+        try:
+            child(prepared, (*WORDS, *words), out, False, 0, rank, world, port)
+        except PresetError as error:
+            told.put(str(error))
+            raise
+
+
+@pytest.mark.parametrize(("words", "where"), [
+    (("machine.shard=tensor", *ADAPTERS), "train.tower.lora: adapters are not split"),
+    (("machine.shard=fsdp", "machine.quantize=nf4"), "machine.quantize: 2 processes")])
+def test_what_processes_cannot_share_is_told_before_the_start(prepared: Any, tmp_path: Path, words: tuple[str, ...],
+                                                              where: str) -> None:
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    told = fork.SimpleQueue()
+    processes = [fork.Process(target=refused, args=(prepared, tmp_path / "out", words, told, rank, 2, port))
+                 for rank in range(2)]  # fmt: skip
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(LIMIT)
+        process.kill()
+    assert [told.get().startswith(where) for _ in processes if not told.empty()] == [True, True]
+    assert not (tmp_path / "out").exists()
 
 
 def answering(prepared: Any, told: Any, rank: int, port: int) -> None:
@@ -182,8 +255,7 @@ def test_compiled_it_is_the_same(prepared: Any, tmp_path: Path) -> None:
     words = ("steps=5", "save_every=5", "log=none", "decoder.layers=2", *SEEING)
     train(*prepared(*words), tmp_path / "plain")
     done = subprocess.run([sys.executable, "-c", COMPILED, str(Path(__file__).parent), str(tmp_path / "compiled"),
-                           *words, "machine.compile=true"], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})  # fmt: skip
+                           *words, "machine.compile=true"], capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     assert int(done.stdout) <= 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,32 +26,30 @@ class Preference:
     """The loss of a stage that prefers.
 
     reference  [conversations, 2]  log-probabilities of chosen and rejected, float32; UNSEEN where there is none
-    margins    [pairs]  of the last step: how much more the chosen answers gained, times beta
+    said    what the pairs here add to the last step's mean margin, and to its share whose chosen answer gained more
     """
 
     def __init__(self, beta: float, reference: Tensor) -> None:
         self.beta, self.reference = beta, reference
-        self.margins = torch.empty(0)
+        self.said = 0.0, 0.0
 
-    def __call__(self, model: VLM, batch: Batch, held: list[int]) -> Tensor:
-        """Mean over the pairs of a batch.   []   held: the conversations it was made of"""
+    def __call__(self, model: VLM, batch: Batch, held: list[int], total: int) -> Tensor:
+        """Mean over the pairs of a step.   []   held: the conversations of the batch; total: pairs on all processes"""
         reference = self.reference[held]
         if late := [index for index, row in zip(held, reference.tolist(), strict=True) if UNSEEN in row]:
             raise DataError(f"conversations {late} could not be read when the stage began, and now they can: their "
                             "reference is missing", where="data", hint="start the stage again")
-        value, self.margins = dpo(logps(model, batch).view(-1, 2), reference.to(batch.ids.device), self.beta)
-        return value
-
-    def told(self) -> tuple[float, float]:
-        """Of the last step: the mean margin, and the share of pairs whose chosen answer gained more."""
-        return self.margins.mean().item(), (self.margins > 0).float().mean().item()
+        policy = logps(model, batch)[: 2 * len(held)].view(-1, 2)
+        values, margins = dpo(policy, reference.to(policy.device), self.beta)
+        self.said = margins.sum().item() / total, (margins > 0).sum().item() / total
+        return values.sum() / total
 
 
 def dpo(policy: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of chosen and rejected -> the mean loss, and the margins.   2 x [pairs, 2] -> [], [pairs]"""
+    """Log-probabilities of chosen and rejected -> losses and margins.   2 x [pairs, 2] -> 2 x [pairs]"""
     chosen, rejected = (policy - reference).unbind(1)
     margins = beta * (chosen - rejected)
-    return -F.logsigmoid(margins).mean(), margins.detach()
+    return -F.logsigmoid(margins), margins.detach()
 
 
 def logps(model: VLM, batch: Batch, chunk: int | None = None) -> Tensor:
@@ -76,15 +75,18 @@ def _each(model: VLM, hidden: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def refer(learner: Learner, feed: Feed, device: torch.device) -> Tensor:
-    """What the model says of each pair before it learns, in one pass over the data.   [conversations, 2]"""
+def refer(learner: Learner, feed: Feed, say: Callable[[Batch], Tensor], ready: Callable[[Batch], Batch]) -> Tensor:
+    """What the model says of each pair before it learns, in one pass over the data.   [conversations, 2]
+
+    say    a batch that is `ready` -> `logps`. UNSEEN stands where another process read
+    """
     model, found = learner.model, torch.full((len(feed.data), 2), UNSEEN)
     modes = {part: part.training for part in model.modules()}
     model.eval()
     for p in learner.weights.values():
         p.requires_grad_(True)  # so that no tower that is going to learn is taken for a frozen one
     for batch in feed:
-        found[feed.held] = logps(model, batch.to(device)).view(-1, 2).cpu()
+        found[feed.held] = say(ready(batch))[: 2 * len(feed.held)].view(-1, 2).cpu()
         if feed.at >= len(feed.data):
             break
     for p in learner.weights.values():

@@ -17,16 +17,17 @@ import torch
 
 from ..checkpoint.native import save as save_model
 from ..checkpoint.whole import only_writer
-from ..errors import PresetError, ResumeError, VlmkitError
+from ..errors import ResumeError, VlmkitError
 from ..model.assemble import assemble
 from ..types import Batch
 from . import adapters, audit, state
 from .audit import Audit
 from .data import Feed
-from .dpo import Preference, refer
+from .dpo import Preference, logps, refer
 from .features import keeping
 from .log import LOG as LOG
 from .log import Done, Log
+from .loss import loss as cross_entropy
 from .parallel import Ranks, Step, clip, filled, parallelize, tally, undo, whole
 from .stages import Learner, stages
 
@@ -49,10 +50,11 @@ def train(model: VLM, processor: Processor, run: Run, out: Path, resume: bool = 
     Raises VlmkitError when a loss or a gradient is not finite, before any weight is touched by it.
     """
     ranks = Ranks(run.machine, place(run.machine.device))
-    said = said if ranks.first else lambda text: None
+    said, every = said if ranks.first else lambda text: None, stages(run)
+    ranks.check(every.values())
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out.resolve()) if ranks.first else nullcontext():
-        saved, every = state.newest(out) if resume else None, stages(run)
+        saved = state.newest(out) if resume else None
         here = saved.told["stage"] if saved else next(iter(every))
         if here not in every:
             raise ResumeError(f"was saved in stage {here!r}; this run has {', '.join(every)}", where=out)
@@ -97,9 +99,6 @@ class Work:
         self.learner = Learner(model, run, getattr(torch, run.machine.dtype))
         self.frozen = ""
         self.prefer: Preference | None = None
-        if run.prefer and ranks.world > 1:
-            raise PresetError(f"{ranks.world} processes: pairs of answers are learned from on one", where="prefer",
-                              hint="start it without torchrun, or leave `prefer` out")
 
     def go(self, saved: state.Saved | None, log: Log | None, told: Callable[[Done], None],
            said: Callable[[str], None], features: Path | None = None) -> None:
@@ -122,12 +121,14 @@ class Work:
             if reference is None:
                 said("each pair is read once before the first step: how likely its answers are for the model as it is")
                 with keep():
-                    reference = refer(self.learner, Feed(self.run, self.processor), self.ranks.device)
+                    reference = self.ranks.least(refer(
+                        self.learner, Feed(self.run, self.processor, None, *self.ranks.data), partial(
+                            self.forward, logps), lambda batch: self._ready(batch, self.ranks.total(tally(batch)))))
             self.prefer = Preference(self.run.prefer.beta, reference)
         with _stopping() as stop, keep():
             before = feed.state()
             for step, batch in enumerate(feed, start=first):
-                *counts, stopped = self.ranks.total([*tally(batch), len(stop)])
+                *counts, stopped = self.ranks.total([*tally(batch), len(feed.held), len(stop)])
                 done = self._step(step, batch, counts, before, feed, said)
                 if log:
                     log.tell(done)
@@ -151,6 +152,9 @@ class Work:
         fresh.load_state_dict({n: whole(t).cpu() for n, t in self.model.state_dict().items()}, assign=True)
         return fresh
 
+    def _ready(self, batch: Batch, counts: list[float]) -> Batch:
+        return filled(batch, self.model, self.processor, counts[1:3]).to(self.ranks.device)
+
     def _step(self, step: int, batch: Batch, counts: list[float], before: dict[str, Any], feed: Feed,
               said: Callable[[str], None]) -> Done:
         begun, learner, shares = time.perf_counter(), self.learner, self.ranks.data[1]
@@ -158,12 +162,12 @@ class Work:
         new = learner.begin(step)
         watch = Audit(learner, new) if new else None
         sizes = len(batch.ids), len(batch.slots)
-        batch = filled(batch, self.model, self.processor, counts[1:]).to(self.ranks.device)
-        prefer = self.prefer
-        value = prefer(self.model, batch, feed.held) if prefer else self.forward(batch, int(counts[0]))
+        batch, prefer = self._ready(batch, counts), self.prefer
+        given = (prefer, batch, feed.held, int(counts[3])) if prefer else (cross_entropy, batch, int(counts[0]))
+        value = self.forward(*given)
         (value * shares).backward()  # FSDP takes the mean
         norm = clip([p for p in learner.weights.values() if p.grad is not None], self.run.clip)
-        loss, tokens, visual = self.ranks.total([value.item(), *sizes])
+        loss, tokens, visual, *preferred = self.ranks.total([value.item(), *sizes, *(prefer.said if prefer else ())])
         self._sound(loss, norm, before, feed)
         if watch:
             watch.gradients()
@@ -176,7 +180,7 @@ class Work:
                 said(table)
         spent = time.perf_counter() - begun
         return Done(self.begun + step, loss, int(tokens), int(visual), norm, round(spent, 4), self.name,
-                    *(prefer.told() if prefer else ()))
+                    *preferred)
 
     def _sound(self, value: float, norm: float, before: dict[str, Any], feed: Feed) -> None:
         """Stop at a loss that says nothing any more, before a weight is touched."""

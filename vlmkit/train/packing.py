@@ -88,13 +88,12 @@ class Making(Dataset[Made | VlmkitError]):
         """Conversations for each rank, the largest first to who has the least; each rank comes to the same end."""
         sizes = {index: self.size(index) for index in indices}
         loads = [Load() for _ in range(self.world)]
-        good = [(size, index) for index, size in sizes.items() if not isinstance(size, LeftOut)]
-        for size, index in sorted(good, key=lambda one: (-one[0].visual, -one[0].tokens)):
+        good = [(size, at) for at, index in enumerate(indices) if not isinstance(size := sizes[index], LeftOut)]
+        for size, at in sorted(good, key=lambda one: (-one[0].visual, -one[0].tokens)):
             load = place(loads, size, sys.maxsize)
             assert load is not None
-            load.add(index, size)
-        order = {index: at for at, index in enumerate(indices)}
-        shares = [sorted(load.indices, key=order.__getitem__) for load in loads]
+            load.add(at, size)
+        shares = [[indices[at] for at in sorted(load.indices)] for load in loads]
         return shares, [size for size in sizes.values() if isinstance(size, LeftOut)]
 
     def samples(self, index: int) -> list[Sample] | LeftOut:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -22,10 +22,10 @@ from ..errors import PresetError, RankError
 from ..model.rehearse import count
 from ..processing.batch import lay
 from ..types import IGNORED, Batch, Layout, Sample, Visual
-from .loss import learned, loss
+from .loss import learned
 
 if TYPE_CHECKING:
-    from ..compose.preset import Machine
+    from ..compose.preset import Machine, Run
     from ..model.vlm import VLM
     from ..processing.processor import Processor
 
@@ -57,6 +57,17 @@ class Ranks:
         self.mesh = init_device_mesh(device.type, (self.world,))
         self.data = (self.rank, self.world) if machine.shard == "fsdp" else (0, 1)
 
+    def check(self, runs: Iterable[Run]) -> None:
+        """Raise PresetError for what one process alone can do."""
+        for run in runs if self.mesh is not None else ():
+            if run.machine.quantize:
+                raise PresetError(f"{self.world} processes: matrices of few bits are not shared out",
+                                  where="machine.quantize", hint="start one process, or leave it out")
+            for section in [name for name, learns in run.train.items() if learns.lora]:
+                if run.machine.shard == "tensor":
+                    raise PresetError("adapters are not split over processes", where=f"train.{section}.lora",
+                                      hint="machine.shard=fsdp shards them")
+
     @property
     def first(self) -> bool:
         return self.rank == 0
@@ -72,21 +83,29 @@ class Ranks:
             raise RankError(f"rank {self.rank} waited for the others: {str(error)[:200]}") from None
         return [number / (self.world // self.data[1]) for number in told.tolist()]
 
+    def least(self, tensor: Tensor) -> Tensor:
+        """The least of each number over all processes.   [any] -> the same"""
+        if self.mesh is None:
+            return tensor
+        told = tensor.to(self.device)
+        dist.all_reduce(told, dist.ReduceOp.MIN)
+        return told.to(tensor.device)
+
     def wait(self) -> None:
         if self.mesh is not None:
             dist.barrier()
 
 
 class Step(nn.Module):
-    """Batch -> loss, as one call, so that FSDP has the whole step inside its root."""
+    """What a step computes, as one call, so that FSDP has all of it inside its root."""
 
     def __init__(self, model: VLM) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, total: int) -> Tensor:
-        """[]   total: learned tokens on all processes"""
-        return loss(self.model, batch, total)
+    def forward(self, call: Callable[..., Tensor], *given: Any) -> Tensor:
+        """What a function of the model gives: a loss, log-probabilities."""
+        return call(self.model, *given)
 
 
 def parallelize(model: VLM, step: nn.Module, machine: Machine, mesh: DeviceMesh | None, trained: Iterable[str]) -> None:
