@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import vlmkit
-from vlmkit.errors import PresetError
+from vlmkit.errors import PresetError, RankError
 from vlmkit.train import state
 from vlmkit.train.loop import train
 from vlmkit.train.parallel import Ranks, Step, leaving, parallelize
@@ -143,6 +144,55 @@ def test_adapters_are_those_of_one_process(prepared: Any, tmp_path: Path) -> Non
     close(one, two, 1e-4)
     kept = [load_file(tmp_path / name / "adapters/decoder/adapter_model.safetensors") for name in ("one", "two")]
     close(*kept, 1e-4)
+
+
+def dying(prepared: Any, words: tuple[str, ...], out: Path, at: str, told: Any, rank: int, port: int) -> None:
+    """Of two processes the second kills itself, in its fourth step or in its third save."""
+    counted, save = count(1), state.save
+
+    def end(*_: Any) -> None:
+        if rank == 1 and next(counted) == {"step": 4, "save": 3}[at]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def saving(*given: Any) -> Path:
+        end()
+        return save(*given)
+
+    def preparing(*given: str) -> Any:
+        made = prepared(*given)
+        if at == "step":
+            made[0].decoder.register_forward_pre_hook(end)
+        return made
+
+    state.save = saving if at == "save" else save
+    try:
+        child(preparing, words, out, False, 0, rank, 2, port)
+    except RankError as error:
+        told.put(str(error))
+        raise
+
+
+@pytest.mark.parametrize("at", ["step", "save"])
+def test_a_killed_process_ends_the_other_and_nothing_is_lost(prepared: Any, tmp_path: Path, at: str) -> None:
+    words = (*WORDS, "steps=6", "save_every=2", "machine.shard=fsdp", *SEEING, "train.tower=null")
+    whole = run(prepared, tmp_path / "whole", *words)
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    told = fork.SimpleQueue()
+    processes = [fork.Process(target=dying, args=(prepared, words, tmp_path / "broken", at, told, rank, port))
+                 for rank in range(2)]  # fmt: skip
+    for process in processes:
+        process.start()
+    processes[1].join(LIMIT)
+    processes[0].join(30)
+    late = [process.kill() for process in processes if process.is_alive()]
+    assert not late
+    assert [process.exitcode for process in processes] == [1, -signal.SIGKILL]
+    assert not told.empty()
+    assert told.get().startswith("step 3: rank 0 of 2 lost another one: ")
+    assert state.newest(tmp_path / "broken").told["step"] == 2
+    again = run(prepared, tmp_path / "broken", *words, resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
 def test_going_on_with_one_and_with_two_again(prepared: Any, tmp_path: Path) -> None:

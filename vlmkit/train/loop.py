@@ -125,7 +125,7 @@ class Work:
                         self.learner, Feed(self.run, self.processor, None, *self.ranks.data), partial(
                             self.forward, logps), lambda batch: self._ready(batch, self.ranks.total(tally(batch)))))
             self.prefer = Preference(self.run.prefer.beta, reference)
-        with _stopping() as stop, keep():
+        with _stopping() as stop, keep(), self.ranks.together(lambda: f"step {self.begun + feed.steps - 1}"):
             before = feed.state()
             for step, batch in enumerate(feed, start=first):
                 *counts, stopped = self.ranks.total([*tally(batch), len(feed.held), len(stop)])

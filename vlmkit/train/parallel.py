@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import PresetError, RankError
+from ..errors import PresetError, RankError, clean
 from ..model.rehearse import count
 from ..processing.batch import lay
 from ..types import IGNORED, Batch, Layout, Sample, Visual
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..processing.processor import Processor
 
 PATIENCE = timedelta(seconds=300)  # for the slowest of all processes
+LOST = re.compile("gloo|NCCL|[Cc]onnection|Broken pipe|[Tt]imed out")  # how torch tells that nobody answers
 COLUMNS, ROWS = ("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up"), ("attn.o", "mlp.down")
 
 
@@ -77,10 +79,7 @@ class Ranks:
         if self.mesh is None:
             return list(numbers)
         told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        try:
-            dist.all_reduce(told)
-        except RuntimeError as error:
-            raise RankError(f"rank {self.rank} waited for the others: {str(error)[:200]}") from None
+        dist.all_reduce(told)
         return [number / (self.world // self.data[1]) for number in told.tolist()]
 
     def least(self, tensor: Tensor) -> Tensor:
@@ -90,6 +89,17 @@ class Ranks:
         told = tensor.to(self.device)
         dist.all_reduce(told, dist.ReduceOp.MIN)
         return told.to(tensor.device)
+
+    @contextmanager
+    def together(self, where: Callable[[], str]) -> Iterator[None]:
+        """While it lasts, a process that is gone, or silent for too long, ends the others with a RankError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.mesh is None or not LOST.search(str(error)):
+                raise
+            raise RankError(f"rank {self.rank} of {self.world} lost another one: {clean(error)[:200]}", where=where(),
+                            hint="why it ended is told by that process; --resume goes on from the last save") from None
 
     def wait(self) -> None:
         if self.mesh is not None:
@@ -131,7 +141,7 @@ class Apart:
     def __init__(self, attend: Any) -> None:
         self.attend = attend
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *given: Any) -> Tensor:
         return self.attend(*given)  # type: ignore[no-any-return]
 
