@@ -24,9 +24,11 @@ if importlib.util.find_spec("vlmkit_transformers") is None:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an installer writes beside a package."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    """What an installer writes beside a package; empty when one did."""
     site = tmp_path_factory.mktemp("site")
+    if any(found.name == "vlmkit-transformers" for found in importlib.metadata.distributions()):
+        return site
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     info = site / f"vlmkit_transformers-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
@@ -41,8 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugged(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     from vlmkit import plugins
 
-    if not any(d.name == "vlmkit-transformers" for d in importlib.metadata.distributions()):
-        monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("VLMKIT_PLUGINS", "transformers")
     manager = plugins.make_manager()
     assert not manager.broken
