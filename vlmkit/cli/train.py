@@ -13,22 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 import vlmkit
-from vlmkit.compose.bind import sources
 from vlmkit.compose.preset import Run
-from vlmkit.errors import ConfigDriftError, PresetError, ResumeError
+from vlmkit.errors import PresetError, ResumeError
 
 from . import arguments as a
 from . import console
-from .diff import changes
 
 if TYPE_CHECKING:
     from vlmkit.train.log import Done
 
-FREE = ("name", "about", "save_every", "workers", "log", "machine.device", "machine.recompute", "machine.compile",
-        "machine.shard")  # what may change between a stop and --resume
 EVERY = 10  # seconds between two plain lines
 
 
@@ -67,13 +62,13 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     with console.progress("building") if first else nullcontext():
         from vlmkit.train import loop
-        from vlmkit.train.begin import begin
+        from vlmkit.train.begin import begin, record
         from vlmkit.train.parallel import leaving
 
         if not resume and (out / loop.STATE).exists():
             raise ResumeError("a training is here already", where=out, hint="add --resume, or name another folder")
         if first:
-            _record(run, out / "run.yaml", resume)
+            record(run, out / "run.yaml", resume)
         model, processor = begin(run)
     try:
         with _told(sum(stage.steps or run.steps for stage in run.stages) or run.steps) as (told, said), leaving():
@@ -101,20 +96,6 @@ def _show(run: Run, count: int) -> None:
             console.title(f"{name} conversation {at}".strip())
             pieces = audit.labels(processor, data[at])
             print("".join(console.marked(text) if learned else text for text, learned in pieces) + "\n")
-
-
-def _record(run: Run, file: Path, resume: bool) -> None:
-    """Write the whole run down; one that is resumed must be the one written there."""
-    if resume and file.is_file():
-        before, now = ({path: s.value for path, s in sources(r).items() if path not in FREE}
-                       for r in (vlmkit.compose(str(file.absolute())), run))  # fmt: skip
-        if changed := changes(before, now):
-            told = "\n".join(f"  {path}: {one!r}, now {two!r}" for path, (one, two) in changed.items())
-            raise ConfigDriftError(f"the run that is resumed was another one\n{told}", where=file)
-    from vlmkit.checkpoint.whole import writing
-
-    with writing(file) as written:
-        yaml.safe_dump(run.dump(), written, sort_keys=False, allow_unicode=True, width=110)
 
 
 class Pace:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint import native
@@ -23,14 +22,14 @@ from ..compose.bind import compose
 from ..compose.cells import Cell, cells, run_of
 from ..compose.preset import Run
 from ..compose.study import Study
-from ..errors import ConfigDriftError, PresetError, ResumeError, VlmkitError
+from ..errors import PresetError, ResumeError, VlmkitError
 from ..model.assemble import assemble
 from ..model.memory import peak
 from ..model.rehearse import rehearse
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import loop, state
-from .begin import begin
+from .begin import begin, record
 from .evaluate import evaluate, line
 from .exam import exam
 from .log import LOG
@@ -124,18 +123,6 @@ def _try(study: Study, run: Run) -> None:
         chosen(skeleton, stage.train)
     for data in (run.data, *(measure.data for measure in study.measure)):
         processor(data.build()[0], reply=False, labels=True)
-
-
-def record(run: Run, file: Path) -> None:
-    """Write a run or a study whole; what is there already must say the same, but for seeds and cells that came new."""
-    said = run.dump()
-    if file.is_file():
-        before = compose(file.absolute()).dump()
-        free = ("vary", "seeds", "jobs", "about", "name")
-        if changed := [key for key in said if key not in free and said[key] != before.get(key)]:
-            raise ConfigDriftError(f"what is resumed was another one: {', '.join(changed)} changed", where=file)
-    with writing(file) as written:
-        yaml.safe_dump(said, written, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _run(jobs: list[Job], beside: int, study: Path, told: Callable[[str], None]) -> Iterator[tuple[Job, int]]:
