@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoint.whole import writing
-from ..errors import VlmkitError
+from ..errors import VlmkitError, clean
 
 if TYPE_CHECKING:
     from ..compose.preset import Run
@@ -38,7 +39,7 @@ class Log:
         self.tracker: Any = None
         keep(self.file, first)
         if run.log == "wandb":
-            self.tracker = _wandb(out, run)
+            self.tracker = _wandb(out, run, first)
         elif run.log == "tensorboard":
             try:
                 writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
@@ -74,10 +75,18 @@ def keep(file: Path, first: int) -> None:
         written.writelines(kept)
 
 
-def _wandb(out: Path, run: Run) -> Any:
+def _wandb(out: Path, run: Run, first: int) -> Any:
+    """A run of W&B; one that is resumed goes on under its id, which lies in the folder."""
     try:
         wandb: Any = importlib.import_module("wandb")
     except ImportError:
         raise VlmkitError("W&B is not installed", where="log", hint="pip install wandb, or log=tensorboard") from None
-    name = out.resolve().name
-    return wandb.init(project="vlmkit", name=name, id=name, resume="allow", dir=str(out), config=run.dump())
+    file = out / "wandb.id"
+    if not first or not file.is_file():
+        file.write_text(secrets.token_hex(6), "utf-8")
+    try:
+        return wandb.init(project="vlmkit", name=out.resolve().name, id=file.read_text("utf-8"), resume="allow",
+                          dir=str(out), config=run.dump())
+    except wandb.Error as error:
+        raise VlmkitError(f"W&B cannot begin: {clean(error)}", where="log",
+                          hint="wandb login, WANDB_MODE=offline, or log=tensorboard") from None
