@@ -101,7 +101,9 @@ def check(place: Place, package: Path) -> str:
     begun = time.perf_counter()
     tests = place.folder / "tests" / package.name
     shutil.copytree(package / "tests", tests / "tests")
-    pytest = "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(package / name, tests)
+    pytest = "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"
     own = last(place.run(*pytest, "tests", home=tests))
     if package.name == LMMS:
         assert "skipped" not in own, own
