@@ -160,8 +160,8 @@ def main() -> None:
     given = ask.parse_args()
     packages = [folder for folder in sorted((ROOT / "plugins").iterdir()) if (folder / "pyproject.toml").exists()]
     names = given.packages or ["outside", *(folder.name for folder in packages)]
-    names += ["vlmkit-transformers"] * ("outside" in names)  # which is its home
-    chosen = [folder for folder in packages if folder.name in names]
+    home = ["vlmkit-transformers"] * ("outside" in names)
+    chosen = [folder for folder in packages if folder.name in names + home]
     with tempfile.TemporaryDirectory() as name:
         built = wheels([ROOT, OUTSIDE, *chosen], Path(name, "wheels"), given.wheel)
         place = Place(Path(name), given.borrow)
@@ -171,10 +171,10 @@ def main() -> None:
         if LMMS in names:
             place.run(*pip, "--no-deps", "lmms-eval>=0.7")  # its README says why alone
         print(place.run("-m", "vlmkit", "plugins"), flush=True)
-        for folder in chosen:
-            print(check(place, folder), flush=True)
         if "outside" in names:
             print(outside(place), flush=True)
+        for folder in (folder for folder in chosen if folder.name in names):
+            print(check(place, folder), flush=True)
 
 
 if __name__ == "__main__":
