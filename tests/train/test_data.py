@@ -150,6 +150,16 @@ def test_ranks_share_a_step_out(feeding: Any, how: dict[str, Any]) -> None:
             assert sum(len(batch.ids) for batch in some) <= (how.get("tokens") or 10_000)
 
 
+def test_a_conversation_that_comes_twice_in_a_step_does_so_on_several_ranks(feeding: Any) -> None:
+    """A step that holds all of the data and a part again, as a small set at the turn of an epoch does."""
+    size = len(feeding().data)
+    two = [feeding(batch=size + 3, steps=1, rank=rank, world=2) for rank in (0, 1)]
+    shared = [spoken(feed, feeding.processor) for feed in two]
+    alone = spoken(feeding(batch=size + 3, steps=1), feeding.processor)
+    assert sorted(flat(flat(shared))) == sorted(flat(alone))
+    assert sum(len(feed.held) for feed in two) == size + 3
+
+
 def test_a_stop_with_two_ranks_goes_on_with_one(feeding: Any) -> None:
     how = {"tokens": 400, "pictures": True}
     feeds = [feeding(**how, rank=rank, world=2) for rank in range(2)]
