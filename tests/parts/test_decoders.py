@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmkit.errors import ContextLengthError, ShapeError
 from vlmkit.parts.attention import eager, sdpa
-from vlmkit.parts.decoders import transformer
+from vlmkit.parts.decoders import layers, transformer
 
 # the family reference, 1.7 (totals of the decoder) with the embedding rows of 1.5; qwen3 as published
 COUNTS = {
@@ -272,13 +272,13 @@ def test_a_copy_and_a_cast_have_their_own_layers() -> None:
 def test_few_tokens_are_multiplied_the_other_way_round(tokens: int, dtype: torch.dtype) -> None:
     x, weight, bias = torch.randn(tokens, 48), torch.randn(80, 48), torch.randn(80)
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    got, wanted = transformer.linear(x, weight, bias), x.double() @ weight.double().t() + bias
+    got, wanted = layers.linear(x, weight, bias), x.double() @ weight.double().t() + bias
     assert got.is_contiguous()
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2)
 
 
 def test_a_long_row_goes_through_the_mlp_in_pieces() -> None:
-    decoder, count = build(context=2048), 2 * transformer.PIECE + 9
+    decoder, count = build(context=2048), 2 * layers.PIECE + 9
     ids = torch.arange(count) % 64
     whole = run(decoder, ids, [count])
     with torch.inference_mode():

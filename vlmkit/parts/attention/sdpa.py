@@ -77,6 +77,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     if group > 1 and not q.is_cpu:  # a GPU's kernel for float32 knows no groups, and then all scores are laid out
         k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.is_cpu and count > BLOCK and q.dtype == torch.float32:  # read again and again, so worth laying head by head
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if count == end and (window is None or window >= end):
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1 and q.is_cpu)
         return out.transpose(1, 2)

@@ -66,4 +66,4 @@ def angles(positions: Tensor, waves: Tensor, dtype: torch.dtype) -> tuple[Tensor
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + head / 2).   x [total, heads, head]   cos, sin [total, 1, head] as from `angles`"""
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    return (x * cos).add_(x.roll(x.shape[-1] // 2, -1).mul_(sin))
