@@ -80,6 +80,7 @@ class Rows:
         self.most, self.memory = most, memory
         self.size = position_bytes(decoder)
         self.cache: list[KVCache] = decoder.cache(0, 0)
+        self.orders = [sorted(range(4), key=layer.k.stride, reverse=True) for layer in decoder.cache(2, 2)]
         self.rows: list[Row] = []
         self._clock = 0
 
@@ -193,7 +194,8 @@ class Rows:
         places = [old.get(id(row), (0, 0)) for row in rows]
         lens = torch.tensor([min(filled, capacity) for _, filled in places], dtype=torch.int64)
         for number, layer in enumerate(self.cache):
-            k, v = (x.new_zeros(len(rows), capacity, *x.shape[2:]) for x in (layer.k, layer.v))
+            k, v = (torch.empty_permuted((len(rows), capacity, *x.shape[2:]), self.orders[number], dtype=x.dtype,
+                                         device=x.device).zero_() for x in (layer.k, layer.v))
             for to, ((at, _), filled) in enumerate(zip(places, lens.tolist(), strict=True)):
                 if filled:
                     k[to, :filled], v[to, :filled] = layer.k[at, :filled], layer.v[at, :filled]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import accumulate, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,17 +54,19 @@ def _places(counts: tuple[int, ...], past: tuple[int, ...] | None) -> Places:
 
 def _write(cache: KVCache, k: Tensor, v: Tensor, sequences: Places) -> None:
     """Put new keys and values behind what each cache row holds.   k, v [total, kv_heads, head]"""
-    at = _targets(sequences, cache.k.shape[1], cache.k.device)
-    for kept, new in ((cache.k, k), (cache.v, v)):
-        kept.view(-1, *new.shape[1:]).index_copy_(0, at, new)
+    if len(sequences) == 1:
+        new: Any = sequences[0].row, slice(sequences[0].past, sequences[0].end)
+    else:
+        new = _targets(sequences, cache.k.device)
+    cache.k[new], cache.v[new] = k, v
 
 
 @lru_cache(maxsize=2)  # all layers of a forward ask for the same
-def _targets(sequences: Places, capacity: int, device: torch.device) -> Tensor:
-    """Where each token goes in a cache whose rows are laid end to end.   [total]"""
-    at = [s.row * capacity + position for s in sequences for position in range(s.past, s.end)]
+def _targets(sequences: Places, device: torch.device) -> Any:
+    rows = [s.row for s in sequences for _ in range(s.length)]
+    positions = [at for s in sequences for at in range(s.past, s.end)]
     with torch.inference_mode(False):  # kept between calls, so it must also serve a later one that learns
-        return torch.tensor(at, dtype=torch.int64, device=device)
+        return torch.tensor([rows, positions], dtype=torch.int64, device=device).unbind()
 
 
 def visible(count: int, end: int, window: int | None, device: torch.device) -> Tensor:

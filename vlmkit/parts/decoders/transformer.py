@@ -196,7 +196,9 @@ class Transformer(nn.Module):
         lens = torch.zeros(rows, dtype=torch.int64, device="cpu")
 
         def zeros(heads: int) -> Tensor:  # of a block: where it is split over processes, those it keeps here
-            return torch.zeros((rows, capacity, heads, self.config.head), dtype=weight.dtype, device=weight.device)
+            shape, like = (rows, capacity, heads, self.config.head), {"dtype": weight.dtype, "device": weight.device}
+            order = (0, 2, 1, 3) if weight.is_cpu else (0, 1, 2, 3)  # a CPU reads head by head
+            return torch.empty_permuted(shape, order, **like).zero_()  # type: ignore[arg-type]
 
         blocks: Any = self.blocks
         return [KVCache(zeros(block.attn.kv_heads), zeros(block.attn.kv_heads), lens) for block in blocks]
