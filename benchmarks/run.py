@@ -30,7 +30,7 @@ NO_STAGE = {"run", "measure", "models", "floor"}
 ORDER = ("imports", "build", "load_checkpoint", "pictures", "clips", "ids", "vision", "prefill", "decode",
          "mixed_batch", "turns", "generate")
 PACKAGES = ("vlmkit", "torch", "transformers", "timm", "torchvision", "pillow", "av", "tokenizers", "safetensors")
-LONGEST = 5400  # seconds of one stage
+LONGEST = 1200  # seconds of one stage
 
 
 class Stage(NamedTuple):
@@ -219,11 +219,13 @@ def main() -> int:
     ask = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     ask.add_argument("--quick", action="store_true", help="small cases only, some minutes; written to build/")
     ask.add_argument("--device", default="cpu")
+    ask.add_argument("--turns", type=int, help="how often each side runs")
     ask.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
     ask.add_argument("--out", type=Path, help="the page")
     given = ask.parse_args()
     gpu = given.device != "cpu"
-    words = ["--quick"] * given.quick + (["--device", given.device] if gpu else [])
+    words = ["--quick"] * given.quick + (["--turns", str(given.turns)] if given.turns else [])
+    words += ["--device", given.device] if gpu else []
     name = "benchmarks-gpu" if gpu else "benchmarks"
     where = given.out or ROOT / ("build" if given.quick else "docs") / f"{name}.md"
     facts = machine(given.device)
