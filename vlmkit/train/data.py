@@ -76,7 +76,8 @@ class Feed:
     def about(self) -> str:
         """How much there is, and how often it comes, for people."""
         run, size = self.run, len(self.data)
-        often = "" if run.tokens else f", {run.steps * run.batch / size:.3g} times in {run.steps:,} steps"
+        times = 0 if run.tokens else run.steps * run.batch / size
+        often = f", {times:.3g} times in {run.steps:,} steps" if times >= 1 else ""
         epochs: dict[str, float] = getattr(self.data, "epochs", {})
         shares = [f"{name} {times:.3g} times" for name, times in epochs.items()]
         return f"{size:,} conversations{often}" + (f"; in each epoch {', '.join(shares)}" if shares else "")

@@ -46,8 +46,9 @@ def chosen(model: nn.Module, train: dict[str, Learns]) -> dict[str, str]:
     for section in sorted(train, key=len):
         names = {n: p for n, p in model.named_parameters() if (n + ".").startswith(section + ".")}
         if not names:
-            raise PresetError(f"nothing is called {section!r} in this model", where="train",
-                              hint=f"sections: {', '.join(n for n, _ in model.named_children())}")
+            there = ", ".join(name for name, part in model.named_children() if [*part.parameters()])
+            raise PresetError(f"nothing with weights is called {section!r} in this model", where="train",
+                              hint=f"sections: {there}")
         if train[section].lora:
             names = {n: p for n, p in names.items() if ".lora_" in n}
         if (layers := train[section].layers) is not None:
