@@ -170,7 +170,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def ratios(stage: Stage) -> list[float]:
-    return [r[0] for row in stage.rows for r in row.get("ratio", {}).values()]
+    """To others; another side of ours is shown in the table only."""
+    return [r[0] for row in stage.rows for name, r in row.get("ratio", {}).items() if not name.startswith("vlmkit")]
 
 
 def cell(text: str) -> str:

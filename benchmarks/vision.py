@@ -28,7 +28,6 @@ CASES = [  # family, shape, pictures, their size, frames of a clip, types
     ("llava", CLIP, 7, (336, 336), 0, "float32 bfloat16"),
     ("llava", CLIP, 37, (336, 336), 0, "float32 bfloat16"),
     ("onevision", SIGLIP, 1, (2304, 2304), 0, "float32"),
-    ("next-video", CLIP, 0, (336, 336), 32, "float32"),
     ("onevision", SIGLIP, 0, (384, 384), 8, "float32"),
     ("onevision", SIGLIP, 0, (384, 384), 32, "float32"),
 ]
