@@ -45,27 +45,17 @@ def prompts(two: Pair, rows: int, context: int) -> Tensor:
 
 
 @torch.inference_mode()
-def ours(two: Pair, rows: int, context: int) -> Side:
+def ours(two: Pair, rows: int, context: int, compiled: bool = False) -> Side:
     ids, none = prompts(two, rows, context), torch.empty(0, dtype=torch.int64, device=two.theirs.device)
     cache: list[KVCache] = two.model.decoder.cache(rows, context + STEPS)
     two.model(Batch(ids.flatten(), torch.full((rows,), context), none, []), cache)
-    one = torch.ones(rows, dtype=torch.int64)
+    one, steps, everybody = torch.ones(rows, dtype=torch.int64), Steps(two.model.decoder), list(range(rows))
 
-    @torch.inference_mode()
-    def side() -> Found:
-        cache[0].lens.fill_(context)
-        return run(ids[:, -1], lambda new: two.model.logits(two.model(Batch(new, one, none, []), cache)))
-    return side
+    def usual(new: Tensor) -> Tensor:
+        logits: Tensor = two.model.logits(two.model(Batch(new, one, none, []), cache))
+        return logits
 
-
-@torch.inference_mode()
-def ours_compiled(two: Pair, rows: int, context: int) -> Side:
-    ids, none = prompts(two, rows, context), torch.empty(0, dtype=torch.int64, device=two.theirs.device)
-    cache: list[KVCache] = two.model.decoder.cache(rows, context + STEPS)
-    two.model(Batch(ids.flatten(), torch.full((rows,), context), none, []), cache)
-    steps, everybody = Steps(two.model.decoder), list(range(rows))
-
-    def step(new: Tensor) -> Tensor:
+    def fixed(new: Tensor) -> Tensor:
         found = steps(new.tolist(), everybody, cache)
         assert found is not None
         return found
@@ -73,7 +63,7 @@ def ours_compiled(two: Pair, rows: int, context: int) -> Side:
     @torch.inference_mode()
     def side() -> Found:
         cache[0].lens.fill_(context)
-        return run(ids[:, -1], step)
+        return run(ids[:, -1], fixed if compiled else usual)
     return side
 
 
@@ -122,7 +112,7 @@ def cells(bench: Bench, size: str, dtype: torch.dtype) -> None:
             if size == "small" or rows == 16:
                 continue
             torch.compiler.reset()
-            sides: dict[str, Side] = {"vlmkit": ours_compiled(two, rows, context), "transformers": plain}
+            sides: dict[str, Side] = {"vlmkit": ours(two, rows, context, compiled=True), "transformers": plain}
             if not quick:
                 sides["transformers static+compile"] = theirs(two, rows, context, static=True, compiled=True)
             row(f"{case}, compiled", sides)

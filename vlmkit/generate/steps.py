@@ -45,9 +45,10 @@ class Steps:
             for tensor in (*k, *v):
                 torch._dynamo.maybe_mark_dynamic(tensor, 1)
             return self.step.compiled(numbers, k, v)  # type: ignore[no-any-return]
-        key = k[0].data_ptr(), *k[0].shape
+        where = tuple(tensor.data_ptr() for tensor in (*k, *v))
+        key = *where, *k[0].shape, *k[0].stride()  # all that a graph has of a cache
         if key not in self.graphs:
-            self.graphs = {old: graph for old, graph in self.graphs.items() if old[0] == key[0]}
+            self.graphs = {old: graph for old, graph in self.graphs.items() if old[: len(where)] == where}
             self.graphs[key] = capture(lambda new: self.step(new, k, v), numbers)
         return self.graphs[key](numbers)
 
