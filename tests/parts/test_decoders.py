@@ -277,8 +277,10 @@ def test_few_tokens_are_multiplied_the_other_way_round(tokens: int, dtype: torch
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.2)
 
 
-def test_a_long_row_goes_through_the_mlp_in_pieces() -> None:
-    decoder, count = build(context=2048), 2 * layers.PIECE + 9
+def test_a_long_row_goes_through_the_mlp_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = build(context=2048)
+    count = 1033
+    monkeypatch.setattr(transformer, "PIECE", 200 * decoder.config.ffn * 4)  # of 200 tokens, about
     ids = torch.arange(count) % 64
     whole = run(decoder, ids, [count])
     with torch.inference_mode():

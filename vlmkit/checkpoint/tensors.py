@@ -76,7 +76,7 @@ def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) 
     for file, inner in groupby(rows, key=lambda row: row[1].file):
         try:
             with FileIO(file) as opened:
-                source = _map(opened) if mapped({file}) else None
+                source = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if mapped({file}) else None
                 for row, tied in groupby(inner, key=lambda row: row[1]):
                     names = [name for name, _ in tied]
                     tensor = (_take(opened, row) if source is None else _view(source, row)).to(device)
@@ -90,10 +90,6 @@ def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) 
 def mapped(files: Iterable[Path]) -> set[Path]:
     """Those that are large enough to be mapped."""
     return {file for file in files if file.stat().st_size >= MAPPED}
-
-
-def _map(opened: FileIO) -> mmap.mmap:
-    return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _view(mapped: mmap.mmap, row: Stored) -> Tensor:

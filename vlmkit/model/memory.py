@@ -1,10 +1,16 @@
-"""The most memory that was held."""
+"""What a device is asked: the most memory that was held, and to be ready."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
+
+
+def wait() -> None:
+    """Until all that was asked of an accelerator is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def peak(device: torch.device) -> int:

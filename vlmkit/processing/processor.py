@@ -67,7 +67,7 @@ class Processor:
     def __call__(self, conversations: Any, reply: bool = True, labels: bool = False, too_long: Policy = "refuse"
                  ) -> Batch:
         """One conversation, or a list of them, to one batch. `reply` opens the answer the model is to write."""
-        several = isinstance(conversations, list | tuple) and bool(conversations) and not _is_message(conversations[0])
+        several = isinstance(conversations, list | tuple) and conversations and not isinstance(conversations[0], dict)
         with Ahead() as ahead:
             drafts = [self._draft(c, reply, labels, too_long, ahead)
                       for c in (conversations if several else [conversations])]
@@ -213,7 +213,3 @@ def _about(line: str, planned: Planned) -> str:
     for name, value in (("seconds", f"{clip.duration:.2f}"), ("frames", str(len(planned.wanted))), ("times", times)):
         line = line.replace(f"{{{name}}}", value)
     return line
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict)

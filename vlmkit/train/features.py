@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..model.memory import wait
 from ..types import Features
 from .stages import mark
 
@@ -182,10 +183,10 @@ class Shelf:
     def _timed(self, what: str, tiles: int, call: Callable[[], Any]) -> Any:
         if not 0 < self.calls <= WATCHED or not self.auto:
             return call()
-        _wait()
+        wait()
         begun = time.perf_counter()
         result = call()
-        _wait()
+        wait()
         self.seconds[what] += time.perf_counter() - begun
         self.tiles[what] += tiles
         return result
@@ -257,8 +258,3 @@ def _identity(tower: VisionTower, about: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -13,7 +13,7 @@ import torch
 
 from ..generate.answer import generate
 from ..generate.rows import position_bytes
-from ..model.memory import peak
+from ..model.memory import peak, wait
 from ..model.vlm import VLM
 from ..types import Batch
 
@@ -67,7 +67,7 @@ def measure(model: VLM, processor: Any, conversation: Sequence[Any], new: int = 
     taken: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(turns):
         for name, side in work.items():
-            taken[name].append(_seconds(side, device))
+            taken[name].append(_seconds(side))
     found = {name: median(column) for name, column in taken.items()}
     tiles = max(0.0, found["read"] - found["ids"]) if batch.visuals else 0.0
     vision = found["vision"] if batch.visuals else 0.0
@@ -84,7 +84,7 @@ def bandwidth(device: torch.device, size: int = 2**28) -> float:
     wide = torch.ones(size // 4 // 4096, 4096, device=device)
     thin = torch.ones(4096, device=device)
     wide @ thin
-    return wide.nbytes / min(_seconds(lambda: wide @ thin, device) for _ in range(7))
+    return wide.nbytes / min(_seconds(lambda: wide @ thin) for _ in range(7))
 
 
 def bytes_a_token(decoder: Any, seen: int) -> int:
@@ -99,15 +99,10 @@ def _words(content: Any) -> Any:
     return content if isinstance(content, str) else [part for part in content if part["type"] == "text"]
 
 
-def _seconds(side: Callable[[], Any], device: torch.device) -> float:
+def _seconds(side: Callable[[], Any]) -> float:
     gc.collect()
-    _wait(device)
+    wait()
     begun = time.perf_counter()
     side()
-    _wait(device)
+    wait()
     return time.perf_counter() - begun
-
-
-def _wait(device: torch.device) -> None:
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()

@@ -30,6 +30,9 @@ class Sdpa:
         sequences = place(k, v, lens, cache)
         if not sequences:
             return torch.zeros_like(q)
+        if len(sequences) == 1 and cache is not None and len(q) > 1 and not k.requires_grad:  # lies head by head
+            row, end = sequences[0].row, sequences[0].end
+            return attend(q[None], cache.k[row : row + 1, :end], cache.v[row : row + 1, :end], window)[0]
         if cache is None or not any(s.past for s in sequences):
             return fresh(q, k, v, [s.length for s in sequences], window)
         ones = [s for s in sequences if s.length == 1]
@@ -78,7 +81,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.is_cpu and count > BLOCK and q.dtype == torch.float32:  # read again and again, so worth laying head by head
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        q, k, v = (x if x.stride(2) == x.shape[3] else x.contiguous() for x in (q, k, v))
     if count == end and (window is None or window >= end):
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1 and q.is_cpu)
         return out.transpose(1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Conversations:
             raise IndexError(at)
         start, end = int(self.index.starts[at]), int(self.index.ends[at])
         try:  # at its place, whatever other processes that share this file read
-            return rows.messages(rows.parse(os.pread(self.file.fileno(), end - start, start)), self._below)
+            said = rows.parse(os.pread(self.file.fileno(), end - start, start))
+            return rows.messages(said, partial(rows.below, self.root))
         except VlmkitError as error:
             error.where = self.place(at)
             raise
@@ -64,9 +66,6 @@ class Conversations:
     def place(self, at: int) -> str:
         lines = self.index.lines
         return f"{self.path}[{at}]" if lines is None else f"{self.path}:{lines[at]}"
-
-    def _below(self, name: str) -> str:
-        return rows.below(self.root, name)
 
 
 def index(path: Path) -> Index:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weights of so many elements or more,
 MOST = 32  # and up to these, that a CPU multiplies the other way round
-PIECE = 512  # tokens whose way through an MLP stays near a CPU's caches
+PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once; an allocator still keeps blocks of this size
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,6 +51,12 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
+
+
+@remember
+def roomy() -> None:
+    """Free a large block, unused: glibc then keeps as much of what is freed, and layers reuse each other's pages."""
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 @remember

@@ -23,7 +23,7 @@ from vlmkit.types import KVCache
 
 from .bare import Bare
 from .fixed import FixedStep
-from .layers import MOST, PIECE, Embedding, Linear, RMSNorm, linear
+from .layers import MOST, PIECE, Embedding, Linear, RMSNorm, linear, roomy
 from .rope import Rope, angles, frequencies, grown, rotate
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
@@ -142,15 +142,17 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config, std: float) -> None:
         super().__init__()
+        self.ffn = config.ffn
         self.gate = Linear(config.width, config.ffn, std=std)
         self.up = Linear(config.width, config.ffn, std=std)
         self.down = Linear(config.ffn, config.width, std=std / (2 * config.layers) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[total, width] -> the same"""
-        if torch.is_grad_enabled() or not x.is_cpu:
+        if isinstance(self, nn.Module) or not x.is_cpu:
             return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
-        parts = [self.down(F.silu(self.gate(part)).mul_(self.up(part))) for part in x.split(PIECE)]
+        parts = x.tensor_split(max(1, len(x) * self.ffn * x.itemsize // PIECE))
+        parts = [self.down(F.silu(self.gate(part), inplace=True).mul_(self.up(part))) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -169,7 +171,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """[total, width] -> the same   turn: cosine and sine of each position"""
         x = x + self.attn(self.attn_norm(x), lens, turn, cache)
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+        more: Tensor = self.mlp(self.mlp_norm(x))
+        return x + more if isinstance(self, nn.Module) else x.add_(more)  # bare: nobody else holds it
 
 
 class Transformer(nn.Module):
@@ -193,6 +196,7 @@ class Transformer(nn.Module):
     def cache(self, rows: int, capacity: int) -> list[KVCache]:
         """Empty, of zeros: what is masked is still multiplied by 0, which does not stop a NaN."""
         weight = self.embed.weight
+        roomy()
         lens = torch.zeros(rows, dtype=torch.int64, device="cpu")
 
         def zeros(heads: int) -> Tensor:  # of a block: where it is split over processes, those it keeps here
