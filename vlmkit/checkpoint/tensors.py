@@ -22,7 +22,7 @@ from .files import choose, inside, parse, stranger, weight_map
 NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-MAPPED = 64 << 20  # bytes of a file from which on it is mapped
+MAPPED = 64 << 20  # bytes of files from which on they are mapped
 PLAIN = re.compile(r"[\x21-\x7e]{1,512}")  # characters a tensor name may have
 AXES, COUNT = 16, 1 << 60  # of one tensor at most, empty axes counted as one: what torch can address
 
@@ -68,15 +68,16 @@ def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) 
 
     check   refuse NaN and infinity in what is read
 
-    Small files are read into memory of the tensor's own. Large ones are mapped, as transformers and llama.cpp do: a
-    page comes from disk when it is first used, and a copy of it is made when it is first written to. Those are not
-    checked here: that would read all of them.
+    A small checkpoint is read into memory of the tensors' own. The files of a large one are mapped, as transformers
+    and llama.cpp do: a page comes from disk when it is first used, and a copy of it is made when it is first written
+    to. Those are not checked here: that would read all of them.
     """
+    large = mapped(row.file for row in stored.values())
     rows = sorted(stored.items(), key=lambda row: (row[1].file, row[1].start, row[1].shape, row[0]))
     for file, inner in groupby(rows, key=lambda row: row[1].file):
         try:
             with FileIO(file) as opened:
-                source = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if mapped({file}) else None
+                source = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if file in large else None
                 for row, tied in groupby(inner, key=lambda row: row[1]):
                     names = [name for name, _ in tied]
                     tensor = (_take(opened, row) if source is None else _view(source, row)).to(device)
@@ -88,8 +89,9 @@ def read(stored: Mapping[str, Stored], device: Any = "cpu", check: bool = True) 
 
 
 def mapped(files: Iterable[Path]) -> set[Path]:
-    """Those that are large enough to be mapped."""
-    return {file for file in files if file.stat().st_size >= MAPPED}
+    """Those to be mapped: all of a checkpoint that is large."""
+    every = {file for file in files if file.exists()}  # who reads finds that one is gone
+    return every if sum(file.stat().st_size for file in every) >= MAPPED else set()
 
 
 def _view(mapped: mmap.mmap, row: Stored) -> Tensor:

@@ -40,8 +40,8 @@ def check(
     print()
     console.columns(report.shapes, ("section", "part", "shape", ""))
     print()
-    numbers = [(section, f"{count:,}", _left_out(report.unused.get(section, 0)))
-               for section, count in report.parameters.items()]  # fmt: skip
+    idle = {section: f"{n:,} of them never run, and not built" for section, n in report.unused.items() if n}
+    numbers = [(section, f"{count:,}", idle.get(section, "")) for section, count in report.parameters.items()]
     console.columns([*numbers, ("total", f"{report.total:,}", "")], ("parameters", "", ""), right=(1,))
     print()
     console.columns([(what, f"{n:,}") for what, n in tokens(report).items()], ("tokens", ""), right=(1,))
@@ -74,10 +74,6 @@ def facts(report: Report) -> dict[str, Any]:
         "tokens": tokens(report), "context": report.context, "vocab": report.vocab,
         "bytes": {"weights": report.weight_bytes(), cache: report.cache_bytes(report.context)},
     }  # fmt: skip
-
-
-def _left_out(unused: int) -> str:
-    return f"{unused:,} of them never run, and not built" if unused else ""
 
 
 def _every(json: bool) -> None:

@@ -94,14 +94,11 @@ def _source(part: Mapping[str, Any], kind: str, where: str) -> Any:
         return _decode(value, where)
     if isinstance(value, str) and value[:5].lower() == "data:":
         return _decode(_payload(value, where), where)
-    if key in ("url", "image_url", "video_url") or (isinstance(value, str) and _is_address(value)):
+    address = isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
+    if address or key in ("url", "image_url", "video_url"):
         raise MediaFetchError("addresses are not fetched", where=where, public="address not allowed",
                               hint="download it first and give its path or bytes")
     return value
-
-
-def _is_address(text: str) -> bool:
-    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def _payload(address: str, where: str) -> str:
