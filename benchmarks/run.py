@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--quick] [--device cuda] [--only decode prefill] [--out PAGE]
 
-A stage that fails is named in the page, keeps the rows it gave, and makes the exit status 1; the others go on.
+A stage that fails is named in the page, keeps the rows it gave, and makes the exit status 1; the others go on. What
+each stage gave is kept in build/benchmarks/, too: with --only the others stand in the page as they were measured last.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Stage(NamedTuple):
     rows: list[dict[str, Any]]
     failed: str  # why, or nothing
     seconds: float
+    commit: str
 
 
 def stages(gpu: bool) -> list[Path]:
@@ -80,7 +82,13 @@ def run(path: Path, words: list[str]) -> Stage:
         print(f"{path.stem} failed: {why}", flush=True)
     about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or ""
     command = " ".join(["python", str(path.relative_to(ROOT)), *words])
-    return Stage(path.stem, prose(about), command, rows, why, seconds)
+    return Stage(path.stem, prose(about), command, rows, why, seconds, head())
+
+
+def head() -> str:
+    """The commit that is measured."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout.strip()
 
 
 def prose(docstring: str) -> str:
@@ -104,9 +112,6 @@ def machine(device: str) -> list[tuple[str, str]]:
     facts.append(("packages", ", ".join(f"{name} {found}" for name in PACKAGES if (found := packaged(name)))))
     done = subprocess.run([sys.executable, str(HERE / "floor.py"), device], capture_output=True, text=True, cwd=ROOT)
     facts += [("measured", text) for text in done.stdout.splitlines()]
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    if head.returncode == 0:
-        facts.append(("commit", head.stdout.strip()))
     return facts
 
 
@@ -128,14 +133,14 @@ def page(done: list[Stage], facts: list[tuple[str, str]], command: str, plot: st
            "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts), "", "## Summary", ""]
     if plot:
         out += [f"![Ratios by stage]({plot})", ""]
-    out += ["| stage | cells | ratio: middle | lowest | highest | behind | took |", "|---|---|---|---|---|---|---|"]
+    out += ["| stage | cells | ratio: middle | lowest | highest | behind | took | commit |", "|---" * 8 + "|"]
     for stage in done:
         found = ratios(stage)
         cells = [f"{statistics.median(found):.2f}", f"{min(found):.2f}", f"{max(found):.2f}"] if found else ["", "", ""]
         behind = str(sum(r < 1 for r in found)) if found else ""
         note = " (failed)" if stage.failed else ""
         out.append(f"| [{stage.name}](#{stage.name}){note} | {len(stage.rows)} | {' | '.join(cells)} | {behind} | "
-                   f"{stage.seconds:.0f} s |")
+                   f"{stage.seconds:.0f} s | {stage.commit} |")
     for stage in done:
         out += ["", f"## {stage.name}", "", stage.about, "", f"`{stage.command}`", ""]
         if stage.failed:
@@ -221,7 +226,7 @@ def main() -> int:
     ask.add_argument("--quick", action="store_true", help="small cases only, some minutes; written to build/")
     ask.add_argument("--device", default="cpu")
     ask.add_argument("--turns", type=int, help="how often each side runs")
-    ask.add_argument("--only", nargs="+", metavar="STAGE", help="these stages only")
+    ask.add_argument("--only", nargs="*", metavar="STAGE", help="run these stages only")
     ask.add_argument("--out", type=Path, help="the page")
     given = ask.parse_args()
     gpu = given.device != "cpu"
@@ -232,7 +237,16 @@ def main() -> int:
     facts = machine(given.device)
     for fact in facts:
         print(f"{fact[0]}: {fact[1]}")
-    done = [run(path, words) for path in stages(gpu) if not given.only or path.stem in given.only]
+    kept = ROOT / "build" / "benchmarks" / (name + "-quick" * given.quick)
+    kept.mkdir(parents=True, exist_ok=True)
+    done = []
+    for path in stages(gpu):
+        file = kept / f"{path.stem}.json"
+        if given.only is None or path.stem in given.only:
+            done.append(run(path, words))
+            file.write_text(json.dumps(done[-1]._asdict()), encoding="utf-8")
+        elif file.exists():
+            done.append(Stage(**json.loads(file.read_text(encoding="utf-8"))))
     images = where.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     plotted = any(map(ratios, done))

@@ -55,6 +55,11 @@ def test_page(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert middle > 1
     assert f"{middle:.2f}</text>" in (place / "build" / "images" / "benchmarks.svg").read_text()
     assert "| [good](#good) | 1 |" in page
+    (place / "good.py").write_text(BAD)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--quick", "--only", "bad"])
+    assert run.main() == 1
+    assert "== good" not in capsys.readouterr().out
+    assert "".join(cells) in (place / "build" / "benchmarks.md").read_text().replace(" | ", "")  # as it was measured
 
 
 def test_on_a_gpu_only_what_knows_it() -> None:
