@@ -4,8 +4,9 @@
 
 A LLaVA-NeXT with CLIP-L/14 at 336 pixels, 2 blocks deep, and a Llama decoder of width 512 and 8 layers, random weights:
 rows of 2379, 37, 4328 and 615 ids. So light a tower still takes half of the work; beside a decoder of 7 B it is a
-sixteenth, and there is nothing in it that padding makes longer. transformers pads to the longest; vlmkit lays the prompts end to end. The cases that
-follow make the batch longer in one row only: what time follows, real tokens or the longest row, is seen in them.
+sixteenth, and there is nothing in it that padding makes longer. transformers pads to the longest; vlmkit lays the
+prompts end to end. The cases that follow make the batch longer in one row only: what time follows, real tokens or the
+longest row, is seen in them.
 """
 
 from __future__ import annotations
