@@ -3,8 +3,9 @@
     python benchmarks/generate.py [--size small] [--device cuda]
 
 Weights, prompts and pixels are the same. Answers in float32 are checked to be equal token by token; in bfloat16 the
-logits behind the prompts are. vlmkit runs as it is, and with its compiled step of fixed shapes; transformers as it comes,
-and with a static cache and a compiled step. What is compiled is compiled before the timing. Pictures go through its processor for PIL, whose values equal ours.
+logits behind the prompts are. vlmkit runs as it is, and with its compiled step of fixed shapes; transformers as it
+comes, and with a static cache and a compiled step. What is compiled is compiled before the timing. Pictures go through
+its processor for PIL, whose values equal ours.
 """
 
 from __future__ import annotations
