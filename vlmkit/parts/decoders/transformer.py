@@ -128,7 +128,8 @@ class Attention(nn.Module):
         if len(x) <= MOST:  # calls take longer than their work
             q, k = rotate(torch.cat((q, k), 1), *turn).split((self.heads, self.kv_heads), 1)
         else:
-            q, k = rotate(q, *turn), rotate(k, *turn)
+            q = rotate(q, *turn)  # one after the other: what was turned is gone before the next needs room
+            k = rotate(k, *turn)
         return self.o(self.attend(q, k, v, lens, cache, self.window).flatten(1))  # type: ignore[no-any-return]
 
 

@@ -24,7 +24,7 @@ Scalar = bool | int | float | str | None
 _CLOSED = {"checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "out_indices"}
 _MOST = 16_384  # of any number in `options`
 _BLOCKS = 512  # of one that counts blocks: a preset must not build them without end
-_SHARE = 1 / 32  # of the activations that a CPU holds at once: what its caches hold is soon used again
+_SHARE = 1 / 16  # of the activations that a CPU holds at once: what its caches hold is soon used again
 _LIVE = 16  # tensors of one block's output size alive at once: residual, norm, q k v, attention, two of MLP width
 
 
@@ -74,7 +74,8 @@ class Tower(nn.Module):
         super().__init__()
         self.vit = _make(config, more)
         info = list(self.vit.feature_info)
-        self.read = [_index(layer, len(info)) for layer in _listed(config.layer)]
+        layers = (config.layer,) if isinstance(config.layer, int) else config.layer
+        self.read = [_index(layer, len(info)) for layer in layers]
         self.width = sum(info[i]["num_chs"] for i in self.read)
         self.side = _side(self.vit, config)
         cfg = self.vit.pretrained_cfg
@@ -101,7 +102,8 @@ class Tower(nn.Module):
         most = max(1, int(room) // self.frames) * self.frames
         if torch.is_grad_enabled() or pixels.is_meta or len(pixels) <= most:
             return self.look(pixels, dtype)
-        return Features.collect((self.look(some, dtype) for some in torch.split(pixels, most)), len(pixels))
+        even = -(-len(pixels) // self.frames // -(-len(pixels) // most)) * self.frames  # as few turns, alike in size
+        return Features.collect((self.look(some, dtype) for some in torch.split(pixels, even)), len(pixels))
 
     def look(self, pixels: Tensor, dtype: torch.dtype) -> Features:
         """The same, all tiles at once."""
@@ -139,10 +141,6 @@ def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
     top, low, spread = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
                         for v in ([255.0], mean, std))
     return pixels.float().div_(top).sub_(low).div_(spread)
-
-
-def _listed(layer: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (layer,) if isinstance(layer, int) else layer
 
 
 def _index(layer: int, depth: int) -> int:
