@@ -230,6 +230,9 @@ def main() -> int:
     ask.add_argument("--out", type=Path, help="the page")
     given = ask.parse_args()
     gpu = given.device != "cpu"
+    there = [path.stem for path in stages(gpu)]
+    if unknown := set(given.only or ()) - set(there):
+        ask.error(f"no stage is called {', '.join(sorted(unknown))}; there are: {', '.join(there)}")
     words = ["--quick"] * given.quick + (["--turns", str(given.turns)] if given.turns else [])
     words += ["--device", given.device] if gpu else []
     name = "benchmarks-gpu" if gpu else "benchmarks"
@@ -244,7 +247,9 @@ def main() -> int:
         file = kept / f"{path.stem}.json"
         if given.only is None or path.stem in given.only:
             done.append(run(path, words))
-            file.write_text(json.dumps(done[-1]._asdict()), encoding="utf-8")
+            beside = file.with_suffix(".new")
+            beside.write_text(json.dumps(done[-1]._asdict()), encoding="utf-8")
+            beside.replace(file)
         elif file.exists():
             done.append(Stage(**json.loads(file.read_text(encoding="utf-8"))))
     images = where.parent / "images"

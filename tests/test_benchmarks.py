@@ -60,6 +60,10 @@ def test_page(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert run.main() == 1
     assert "== good" not in capsys.readouterr().out
     assert "".join(cells) in (place / "build" / "benchmarks.md").read_text().replace(" | ", "")  # as it was measured
+    monkeypatch.setattr(sys, "argv", ["run.py", "--quick", "--only", "god"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no stage is called god; there are: bad, good" in capsys.readouterr().err
 
 
 def test_on_a_gpu_only_what_knows_it() -> None:

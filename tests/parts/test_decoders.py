@@ -285,3 +285,12 @@ def test_a_long_row_goes_through_the_mlp_in_pieces(monkeypatch: pytest.MonkeyPat
     whole = run(decoder, ids, [count])
     with torch.inference_mode():
         torch.testing.assert_close(run(decoder, ids, [count]), whole.detach(), rtol=0, atol=1e-5)
+
+
+def test_in_place_work_leaves_what_a_replaced_layer_passes_on() -> None:
+    decoder = build(ffn=32)
+    for block in decoder.blocks:
+        block.mlp.gate = torch.nn.Identity()  # its output is its input, which `up` reads, too
+    whole = run(decoder, torch.arange(9), [9])
+    with torch.inference_mode():
+        torch.testing.assert_close(run(decoder, torch.arange(9), [9]), whole.detach(), rtol=0, atol=1e-5)

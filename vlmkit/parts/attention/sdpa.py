@@ -31,8 +31,7 @@ class Sdpa:
         if not sequences:
             return torch.zeros_like(q)
         if len(sequences) == 1 and cache is not None and len(q) > 1 and not k.requires_grad:  # lies head by head
-            row, end = sequences[0].row, sequences[0].end
-            return attend(q[None], cache.k[row : row + 1, :end], cache.v[row : row + 1, :end], window)[0]
+            return behind(q, cache, sequences[0], window)
         if cache is None or not any(s.past for s in sequences):
             return fresh(q, k, v, [s.length for s in sequences], window)
         ones = [s for s in sequences if s.length == 1]
@@ -44,9 +43,8 @@ class Sdpa:
             out[at] = step(q[at], cache, tuple(ones), window)
         for s in sequences:
             if s.length > 1:
-                keys, values = cache.k[s.row : s.row + 1, : s.end], cache.v[s.row : s.row + 1, : s.end]
                 new = slice(s.start, s.start + s.length)
-                out[new] = attend(q[new][None], keys, values, window)[0]
+                out[new] = behind(q[new], cache, s, window)
         return out
 
 
@@ -59,6 +57,11 @@ class Sdpa:
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)
         grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[2])
         return scaled_dot_product_attention(grouped, keys, values, attn_mask=cache.mask).flatten(1, 2)
+
+
+def behind(q: Tensor, cache: KVCache, s: Place, window: int | None) -> Tensor:
+    """One sequence's queries, over all that its row of the cache holds.   q [length, heads, head] -> the same"""
+    return attend(q[None], cache.k[s.row : s.row + 1, : s.end], cache.v[s.row : s.row + 1, : s.end], window)[0]
 
 
 def fresh(q: Tensor, k: Tensor, v: Tensor, counts: list[int], window: int | None) -> Tensor:

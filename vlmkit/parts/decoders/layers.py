@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weights of so many elements or more,
 MOST = 32  # and up to these, that a CPU multiplies the other way round
-PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once; an allocator still keeps blocks of this size
+PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once, or up to twice as many: glibc gives larger ones up
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

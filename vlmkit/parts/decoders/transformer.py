@@ -153,7 +153,7 @@ class MLP(nn.Module):
         if isinstance(self, nn.Module) or not x.is_cpu:
             return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
         parts = x.tensor_split(max(1, len(x) * self.ffn * x.itemsize // PIECE))
-        parts = [self.down(F.silu(self.gate(part), inplace=True).mul_(self.up(part))) for part in parts]
+        parts = [self.down(self.up(part).mul_(F.silu(self.gate(part), inplace=True))) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
