@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .. import limits
 from ..errors import CheckpointFormatError, CheckpointSafetyError
+from ..parts.formats.files import parse
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -105,17 +104,6 @@ def weight_map(index: Path) -> dict[str, str]:
     return said
 
 
-def parse(data: bytes, where: object, what: str) -> dict[str, Any]:
-    """Strict JSON: UTF-8, one object, no key twice, no NaN.   what: how the message begins"""
-    try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{what}: {error}", where=where) from None
-    if not isinstance(found, dict):
-        raise CheckpointFormatError(f"{what}: found {type(found).__name__}, wanted an object", where=where)
-    return found
-
-
 def stranger(file: Path, head: bytes, length: int) -> CheckpointFormatError | CheckpointSafetyError:
     """What a file is that is named like safetensors and is none.   length: what its first bytes would mean"""
     size = file.stat().st_size
@@ -145,14 +133,3 @@ def _few(shards: int, where: object) -> int:
     if shards > (most := limits.current().ckpt_max_shards):
         raise CheckpointFormatError("too many shards", where=where, setting="ckpt.max_shards", limit=most, got=shards)
     return shards
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")

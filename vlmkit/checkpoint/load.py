@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..compose.preset import Preset
 from ..errors import CheckpointMismatchError, WeightsError
 from ..model.assemble import refuse, section
+from ..parts.decoders.layers import twin
 from ..processing.processor import Processor
 from ..processing.tokenizer import Tokenizer
 from . import native
@@ -56,13 +57,12 @@ class Unseen:
     passes there.
     """
 
-    def __init__(self, model: VLM, files: dict[str, Path]) -> None:
-        tensors = model.state_dict(keep_vars=True)
-        self.tensors = [(name, tensors[name], file) for name, file in files.items()]
+    def __init__(self, tensors: list[tuple[str, Tensor, Path]]) -> None:
+        self.tensors = tensors  # name, [any], its file
 
     def __call__(self, decoder: nn.Module, given: Any) -> None:
         for name, tensor, file in self.tensors:
-            finite(name, tensor.detach(), file)
+            finite(name, tensor, file)
         self.tensors = []
         hooks = decoder._forward_pre_hooks
         for at in [at for at, hook in hooks.items() if hook is self]:
@@ -79,66 +79,54 @@ class Ends(NamedTuple):
 
 def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int, quantize: str | None = None) -> None:
     """Put tensors in the place of a meta model's, file by file; afterwards nothing is on meta."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if quantize:
         shrink(model, quantize)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in plan.random:
-        _draw(model, plan.preset, name, device, dtype, seed)
-    unseen: dict[str, Path] = {}
+        _draw(model, modules, plan.preset, name, device, dtype, seed)
+    unseen: list[tuple[str, Tensor, Path]] = []
     for origin in plan.origins:
         files = mapped({stored.file for stored in origin.taken.values()})
-        for name, tensor in _joined(origin, shapes):
+        for name, tensor in _joined(origin, plan.wanted):
             whole = tensor.to(device, dtype if tensor.is_floating_point() else None)
             file = origin.stored[origin.plan.pieces[name].names[0]].file
             if file in files and whole is not tensor:
                 finite(name, whole, file)
-            for kept, bits in packed(model, name, whole).items():
-                put(model, kept, bits)
-                if file in files and bits is tensor:
-                    unseen[kept] = file
+            if put(modules, name, whole) and file in files and whole is tensor:
+                unseen.append((name, tensor, file))
     decoder: Any = model.decoder
     if unseen:
-        decoder.register_forward_pre_hook(Unseen(model, unseen))
-    for part in model.modules():
+        decoder.register_forward_pre_hook(Unseen(unseen))
+    for part in dict.fromkeys(modules.values()):
         compute = getattr(part, "materialize", None)
         if callable(compute):  # what no checkpoint holds, such as rotary tables
             compute()
-    stray = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    stray = [f"{path}.{leaf}" for path, part in modules.items()
+             for leaf, t in (*part._parameters.items(), *part._buffers.items()) if t is not None and t.is_meta]
     if stray:
         raise WeightsError(f"{len(stray)} tensors got no values: {', '.join(stray[:10])}")
 
 
 def _counter(model: VLM) -> VLM:
-    """A second meta model without a decoder's blocks, which counting tokens does not run. Copying names and shapes is
-    a fraction of the work of building them; it is how torch replicates modules.
-    """
+    """A second meta model without a decoder's blocks, which counting tokens does not run."""
     decoder: Any = model.decoder
-    copies: dict[nn.Module, nn.Module] = {}
-
-    def twin(part: nn.Module) -> nn.Module:
-        if part not in copies:
-            copies[part] = made = part.__new__(type(part))
-            made.__dict__ = part.__dict__.copy()
-            for own in ("_parameters", "_buffers"):
-                made.__dict__[own] = part.__dict__[own].copy()
-            inside = part._modules.items()
-            made._modules = {name: inner and twin(inner) for name, inner in inside if inner is not decoder}
-        return copies[part]
-
-    counter: Any = twin(model)
+    counter: Any = twin(model, but=decoder)
+    del counter.decoder
     counter.decoder = Ends(decoder.width, decoder.vocab, decoder.context)
     return cast("VLM", counter)
 
 
-def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set one parameter or buffer by name."""
+def put(modules: dict[str, nn.Module], name: str, tensor: Tensor) -> bool:
+    """Set one parameter or buffer by name; a quantized layer packs its matrix. Whether it was kept as it is."""
     path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    old = getattr(owner, leaf)
-    if isinstance(old, nn.Parameter):
-        owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
-    else:
-        owner.register_buffer(leaf, tensor)
+    owner = modules[path]
+    kept = packed(owner, leaf, tensor)
+    for own, bits in kept.items():
+        if (old := owner._parameters.get(own)) is None:
+            owner._buffers[own] = bits
+        else:
+            owner._parameters[own] = nn.Parameter(bits, requires_grad=old.requires_grad)
+    return kept.get(leaf) is tensor
 
 
 def stored_dtype(plan: Paper) -> torch.dtype:
@@ -151,7 +139,7 @@ def stored_dtype(plan: Paper) -> torch.dtype:
     return DTYPES[max(sizes, key=sizes.__getitem__)] if sizes else torch.float32
 
 
-def _joined(origin: Origin, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+def _joined(origin: Origin, wanted: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our tensors, each as soon as all it is made of has been read."""
     homes: dict[str, tuple[str, Piece]] = {
         theirs: (ours, piece) for ours, piece in origin.plan.pieces.items() for theirs in piece.names}
@@ -165,17 +153,17 @@ def _joined(origin: Origin, shapes: dict[str, tuple[int, ...]]) -> Iterator[tupl
             if piece.how == "twice" and not all(torch.equal(tensor, part) for part in parts.values()):
                 raise CheckpointMismatchError(f"{' and '.join(piece.names)} differ, and are said to be one",
                                               where=origin.folder, hint="decoder.tied=false keeps both")
-            yield ours, join([parts[name] for name in piece.names], piece.how, shapes[ours])
+            yield ours, join([parts[name] for name in piece.names], piece.how, wanted[ours].shape)
 
 
-def _draw(model: VLM, preset: Preset, name: str, device: Any, dtype: torch.dtype, seed: int) -> None:
+def _draw(model: VLM, modules: dict[str, nn.Module], preset: Preset, name: str, device: Any, dtype: torch.dtype,
+          seed: int) -> None:
     """Random weights for a section, as `build` draws them."""
     devices = [] if torch.device(device).type == "cpu" else [torch.device(device)]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for inner, tensor in section(preset, model, name, device).state_dict().items():
             whole = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for kept, bits in packed(model, f"{name}.{inner}", whole).items():
-                put(model, kept, bits)
+            put(modules, f"{name}.{inner}", whole)
 
 

@@ -18,8 +18,9 @@ from .. import __version__, limits, plugins, registry
 from ..compose.preset import Preset
 from ..contracts import PartConfig
 from ..errors import CheckpointCorruptError, CheckpointFormatError, WeightsError
+from ..parts.formats.files import parse
 from . import shards
-from .files import inside, parse
+from .files import inside
 from .whole import replacing
 
 if TYPE_CHECKING:

@@ -21,6 +21,8 @@ from .quantize import quantize
 from .tensors import Stored, headers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..model.vlm import VLM
 
 SECTIONS: tuple[str, ...] = Into.__args__  # type: ignore[attr-defined]
@@ -45,6 +47,7 @@ class Origin(NamedTuple):
 class Paper(NamedTuple):
     preset: Preset
     skeleton: VLM
+    wanted: dict[str, Tensor]  # what the skeleton holds, on meta
     origins: list[Origin]
     random: list[str]  # sections that start from random weights
     notes: list[str]
@@ -58,7 +61,7 @@ class Paper(NamedTuple):
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Each section: how many tensors and numbers, how the numbers are stored, and where they come from."""
         sections: dict[str, dict[str, int]] = {}
-        for name, tensor in self.skeleton.state_dict().items():
+        for name, tensor in self.wanted.items():
             sections.setdefault(part_of(name), {})[name] = tensor.numel()
         rows = [self._row(section, sizes) for section, sizes in sections.items()]
         if spare := [origin.stored[name] for origin in self.origins for name in origin.plan.spare]:
@@ -85,10 +88,11 @@ def paper(source: str | Path | Preset, *overrides: str, verify: bool = True, att
     skeleton = assemble(preset, attention)
     if how := _stored_quantized(preset):
         quantize(skeleton, how)
-    origins = [_origin(entry, preset, skeleton) for entry in preset.weights]
-    random = _random(preset, skeleton)
-    _complain(preset, skeleton, origins, random)
-    return Paper(preset, skeleton, origins, random, notes)
+    wanted = skeleton.state_dict()
+    origins = [_origin(entry, preset, skeleton, wanted) for entry in preset.weights]
+    random = _random(preset, wanted)
+    _complain(skeleton, wanted, origins, random)
+    return Paper(preset, skeleton, wanted, origins, random, notes)
 
 
 def _stored_quantized(preset: Preset) -> str | None:
@@ -116,9 +120,11 @@ def part_of(name: str) -> str:
 def home(name: str, revision: str | None = None, weights: bool = True) -> Path:
     """The folder a `from` means; a hub id is fetched, with its weights or without."""
     path = Path(name)
-    if path.is_dir() or not is_hub(name):
+    if path.is_dir():
+        return path
+    if not is_hub(name):
         shipped = presets().get(name)  # a preset that lies in a folder with its weights, such as `tiny`
-        return shipped.parent if shipped and not path.is_dir() and native.is_native(shipped.parent) else path
+        return shipped.parent if shipped and native.is_native(shipped.parent) else path
     return fetch(name if revision is None else f"{name.partition('@')[0]}@{revision}", weights)
 
 
@@ -145,7 +151,6 @@ def _informed(preset: Preset, known: Path | None) -> tuple[Preset, list[str]]:
     known   a folder whose numbers are in the preset already
     """
     notes: list[str] = []
-    shipped = {found.path.name for found in every() if found.installed}
     for entry in preset.weights:
         if entry.format == "native":
             continue
@@ -160,11 +165,12 @@ def _informed(preset: Preset, known: Path | None) -> tuple[Preset, list[str]]:
         notes += told.notes
         if known is not None and len(preset.weights) == 1 and folder.absolute() == known.absolute():
             continue
+        shipped = {found.path.name for found in every() if found.installed}
         preset = bind(strangers.corrected(unbind(preset), preset, told, shipped, entry.into))
     return preset, notes
 
 
-def _origin(entry: Weights, preset: Preset, skeleton: VLM) -> Origin:
+def _origin(entry: Weights, preset: Preset, skeleton: VLM, wanted: dict[str, Tensor]) -> Origin:
     folder = home(entry.from_, entry.revision)
     for name in entry.into:
         if name != "separators" and _part(skeleton, name) is None:
@@ -178,7 +184,7 @@ def _origin(entry: Weights, preset: Preset, skeleton: VLM) -> Origin:
     else:
         rules = strangers.make(entry.format).rules(preset, stored)
         rules = [rule for name in entry.into for rule in _into(rules, name)] if entry.into else rules
-    plan = compare(Table(rules), stored, skeleton.state_dict(), lambda name: _spare(skeleton, name))
+    plan = compare(Table(rules), stored, wanted, lambda name: _spare(skeleton, name))
     if entry.into:
         plan = plan._replace(unknown=[])
     return Origin(folder, entry.format, plan, stored)
@@ -214,7 +220,7 @@ def _spare(model: VLM, name: str) -> bool:
     return False
 
 
-def _random(preset: Preset, skeleton: VLM) -> list[str]:
+def _random(preset: Preset, wanted: Iterable[str]) -> list[str]:
     """Sections that nobody fills, where every entry says what it fills."""
     if not preset.weights:
         told = "no weights are named"
@@ -222,12 +228,12 @@ def _random(preset: Preset, skeleton: VLM) -> list[str]:
     if any(not entry.into for entry in preset.weights):
         return []
     filled = {name for entry in preset.weights for name in entry.into}
-    return list(dict.fromkeys(part_of(name) for name in skeleton.state_dict() if part_of(name) not in filled))
+    return list(dict.fromkeys(part_of(name) for name in wanted if part_of(name) not in filled))
 
 
-def _complain(preset: Preset, skeleton: VLM, origins: list[Origin], random: list[str]) -> None:
+def _complain(skeleton: VLM, wanted: Iterable[str], origins: list[Origin], random: list[str]) -> None:
     filled = {name for origin in origins for name in origin.plan.pieces}
-    missing = [n for n in skeleton.state_dict() if n not in filled and part_of(n) not in random]
+    missing = [n for n in wanted if n not in filled and part_of(n) not in random]
     unknown = [name for origin in origins for name in origin.plan.unknown]
     unlike = [line for origin in origins for line in origin.plan.unlike]
     if missing or unknown or unlike:

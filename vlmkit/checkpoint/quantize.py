@@ -133,12 +133,10 @@ def quantized(model: VLM) -> str | None:
     return next((how for how, kind in WAYS.items() if kind in kinds), None)
 
 
-def packed(model: VLM, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """What a quantized model keeps of one tensor of whole weights, by name: few bits of a matrix, or the tensor."""
-    home, _, last = name.rpartition(".")
-    layer = model.get_submodule(home)
-    if isinstance(layer, Quantized) and last == "weight" and tensor.is_floating_point():
-        return {f"{home}.{kept}": part for kept, part in layer.pack(tensor).items()}
+def packed(layer: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a layer keeps of one tensor of whole weights, by name: few bits of a quantized one's matrix, or all."""
+    if isinstance(layer, Quantized) and name == "weight" and tensor.is_floating_point():
+        return layer.pack(tensor)
     return {name: tensor}
 
 

@@ -31,7 +31,6 @@ def compare(plan: Paper) -> list[Change]:
     """What differs in each section that an entry of `weights` behind the first one fills."""
     first, *others = plan.preset.weights
     sections = [section for entry in others for section in entry.into]
-    shapes = {name: tuple(tensor.shape) for name, tensor in plan.skeleton.state_dict().items()}
     found: list[Change] = []
     for section in sections:
         entry = first.model_copy(update={"into": (section,)})
@@ -40,7 +39,7 @@ def compare(plan: Paper) -> list[Change]:
             old = paper(plan.preset.model_copy(update={"weights": (entry,)}), verify=False).origins[0]
         for origin in plan.origins[1:]:
             names = [name for name in origin.plan.pieces if part_of(name) == section]
-            found += [_change(name, origin, old, shapes[name]) for name in names]
+            found += [_change(name, origin, old, tuple(plan.wanted[name].shape)) for name in names]
     return found
 
 

@@ -49,6 +49,7 @@ def begin(run: Run) -> tuple[VLM, Processor]:
         return load(run, dtype=torch.float32, seed=run.seed, attention=run.machine.attention,
                     quantize=run.machine.quantize)
     model = assemble(run, run.machine.attention)
-    sections = list(dict.fromkeys(map(part_of, model.state_dict())))
-    fill(model, Paper(run, model, [], sections, []), "cpu", torch.float32, run.seed)
+    wanted = model.state_dict()
+    plan = Paper(run, model, wanted, [], list(dict.fromkeys(map(part_of, wanted))), [])
+    fill(model, plan, "cpu", torch.float32, run.seed)
     return model, Processor(run, assemble(run), Tokenizer.from_file(run.tokenizer.from_))

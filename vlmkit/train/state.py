@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..checkpoint import shards
-from ..checkpoint.files import parse
 from ..checkpoint.native import digest
 from ..checkpoint.tensors import headers, read
 from ..checkpoint.whole import replacing
 from ..errors import ResumeError, VlmkitError
+from ..parts.formats.files import parse
 
 dcp: Any = torch.distributed.checkpoint
 STATE = "state"  # the folder, in the folder of a training

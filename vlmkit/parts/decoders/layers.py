@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache as remember
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weights of so many elements or more,
 MOST = 32  # and up to these, that a CPU multiplies the other way round
 PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once, or up to twice as many: glibc gives larger ones up
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,6 +54,17 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
+
+
+def twin(module: M, but: nn.Module | None = None) -> M:
+    """A module of the same shapes on the meta device, in a fifth of the time of building one.   but: not copied"""
+    made = module.__new__(type(module))
+    own = {name: value.copy() if isinstance(value, dict | set) else value for name, value in vars(module).items()}
+    own["_parameters"] = {name: p if p is None else nn.Parameter(p) for name, p in module._parameters.items()}
+    own["_modules"] = {name: inner if inner in (None, but) else twin(inner, but)
+                       for name, inner in module._modules.items()}
+    vars(made).update(own)
+    return made
 
 
 @remember

@@ -23,7 +23,7 @@ from vlmkit.types import KVCache
 
 from .bare import Bare
 from .fixed import FixedStep
-from .layers import MOST, PIECE, Embedding, Linear, RMSNorm, linear, roomy
+from .layers import MOST, PIECE, Embedding, Linear, RMSNorm, linear, roomy, twin
 from .rope import Rope, angles, frequencies, grown, rotate
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what the families differ in
@@ -114,10 +114,13 @@ class Attention(nn.Module):
         self.o = Linear(wide, config.width, std=std / (2 * config.layers) ** 0.5)
         self.q_norm = RMSNorm(config.head, config.eps) if config.norms else None
         self.k_norm = RMSNorm(config.head, config.eps) if config.norms else None
-        own = copy.deepcopy(attention)  # one for each block: what passes through it has a place in the tree
-        if isinstance(weights := getattr(own, "weights", None), nn.Module):
+        self.give(attention)
+
+    def give(self, attention: AttentionBackend) -> None:
+        """A backend of its own, so that what passes through it has a place in the tree."""
+        self.attend = copy.deepcopy(attention)
+        if isinstance(weights := getattr(self.attend, "weights", None), nn.Module):
             self.weights = weights
-        self.attend = own
 
     def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         """[total, width] -> the same"""
@@ -187,7 +190,12 @@ class Transformer(nn.Module):
         self.steady = config.rope.type != "dynamic"  # a position's key does not change with the sequence's length
         std = (2 / (5 * config.width)) ** 0.5  # Nguyen and Salazar 2019; about 0.02 at width 1024
         self.embed = Embedding(config.vocab, config.width, std=std)
-        self.blocks = nn.ModuleList(self.block(config, attention, std) for _ in range(config.layers))
+        blocks = [self.block(config, attention, std)]
+        alike = self.block is Block and self.embed.weight.is_meta
+        blocks += [twin(blocks[0]) if alike else self.block(config, attention, std) for _ in range(1, config.layers)]
+        for block in blocks if alike else ():
+            block.attn.give(attention)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, config.eps)
         self._plain: Bare | None = None
         self._fixed: FixedStep | None = None

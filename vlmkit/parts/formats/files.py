@@ -16,15 +16,18 @@ MOST = 100_000_000  # of any whole number of a configuration; each part has its 
 
 def read_json(file: Path, setting: str = "ckpt_max_config_bytes") -> JSON:
     """The mapping in a file; empty when there is no such file. `setting`: the limit on its size."""
-    if not file.is_file():
-        return {}
+    return parse(read_text(file, setting), file, "is not JSON as a configuration has it") if file.is_file() else {}
+
+
+def parse(text: str | bytes, where: object, what: str) -> JSON:
+    """Strict JSON: UTF-8, one object, no key twice, no NaN.   what: how the message begins"""
     try:
-        found = json.loads(read_text(file, setting), object_pairs_hook=_once, parse_constant=_refuse,
-                           parse_float=_finite)
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"is not JSON as a configuration has it: {error}", where=file) from None
+        raise CheckpointFormatError(f"{what}: {error}", where=where) from None
     if not isinstance(found, dict):
-        raise CheckpointFormatError(f"holds a {type(found).__name__}, wanted a mapping", where=file)
+        raise CheckpointFormatError(f"{what}: found {type(found).__name__}, wanted an object", where=where)
     return found
 
 
