@@ -103,10 +103,10 @@ def entries(kind: str | None = None, manager: Manager | None = None) -> list[Ent
     if kind is not None and kind not in KINDS:
         raise PluginError(f"no kind named {kind!r}{nearest(kind, KINDS)}", hint=f"there are: {', '.join(KINDS)}")
     offered = (manager or plugins.default()).parts
-    found = [Entry(part.kind, part.name, plugin, part.module, None, part.instead) for plugin, part in offered]
-    found += _added.values()
-    order = sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.plugin))
-    return [entry for entry in order if kind in (None, entry.kind)]
+    found = [Entry(part.kind, part.name, plugin, part.module, None, part.instead) for plugin, part in offered
+             if kind in (None, part.kind)]
+    found += [entry for entry in _added.values() if kind in (None, entry.kind)]
+    return sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.plugin))
 
 
 def names(kind: str, manager: Manager | None = None) -> list[str]:
