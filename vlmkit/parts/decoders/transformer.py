@@ -118,9 +118,10 @@ class Attention(nn.Module):
 
     def give(self, attention: AttentionBackend) -> None:
         """A backend of its own, so that what passes through it has a place in the tree."""
-        self.attend = copy.deepcopy(attention)
-        if isinstance(weights := getattr(self.attend, "weights", None), nn.Module):
-            self.weights = weights
+        own = copy.deepcopy(attention)
+        if isinstance(weights := getattr(own, "weights", None), nn.Module):
+            self.weights = weights  # this name comes first
+        self.attend = own
 
     def forward(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
         """[total, width] -> the same"""
