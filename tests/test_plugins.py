@@ -34,12 +34,8 @@ EXAMPLE = {"times": 3}
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def install(site: Path) -> Callable[..., None]:
     """Lay a distribution with an entry point on the path, as an installer would."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delenv("VLMKIT_PLUGINS", raising=False)
 
     def lay(module: str, text: str | None = None, part: str = PART, name: str = "") -> None:
         package = site / module

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import configparser
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,19 +30,6 @@ def lay(folder: Path, site: Path) -> None:
     entries.read_dict(project["entry-points"])
     with (info / "entry_points.txt").open("w") as file:
         entries.write(file)
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of installed packages; what was imported from it is forgotten."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delenv("VLMKIT_PLUGINS", raising=False)
-    yield folder
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 @pytest.fixture
