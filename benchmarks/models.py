@@ -25,7 +25,6 @@ from measure import Bench
 from transformers.initialization import no_init_weights
 
 import vlmkit
-from vlmkit.checkpoint.load import put
 from vlmkit.model.assemble import assemble
 from vlmkit.processing.processor import Processor
 from vlmkit.processing.tokenizer import Tokenizer
@@ -131,8 +130,7 @@ def pair(family: str, size: str | Shape = "tiny", dtype: torch.dtype = torch.flo
     plan, words = preset(family, shape), _words(small.bos(family), shape.vocab)
     model = assemble(plan)
     state = theirs.rename(their_model.state_dict())
-    for name in model.state_dict():
-        put(model, name, state[name])
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
     for part in model.modules():
         if callable(compute := getattr(part, "materialize", None)):
             compute()

@@ -18,16 +18,13 @@ from measure import Bench
 from models import Pair, pair, sweep
 from torch import Tensor
 
-from vlmkit.types import Batch
-
 
 @torch.inference_mode()
 def ours(two: Pair, ids: Tensor) -> Tensor:
     """[tokens] -> [1, vocab]"""
-    none = torch.empty(0, dtype=torch.int64, device=ids.device)
-    cache = two.model.decoder.cache(1, len(ids))
-    hidden = two.model(Batch(ids, torch.tensor([len(ids)]), none, []), cache)
-    logits: Tensor = two.model.logits(hidden[-1:])
+    decoder = two.model.decoder
+    hidden = decoder(decoder.embed(ids), torch.tensor([len(ids)]), decoder.cache(1, len(ids)), ends=True)
+    logits: Tensor = two.model.logits(hidden)
     return logits
 
 

@@ -93,3 +93,16 @@ def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 ])
 def test_short(seconds: float, text: str) -> None:
     assert run.short(seconds) == text
+
+
+@pytest.mark.parity
+def test_the_pairs_that_are_timed_hold_the_same_weights() -> None:
+    import models
+    import prefill
+    import torch
+
+    two = models.pair("next")
+    talks = [two.ask((50, 80)), two.ask()]
+    assert two.answer(talks, 4) == two.their_answer(talks, 4)
+    ids = torch.arange(10, 70)
+    prefill.same(True, prefill.ours(two, ids), prefill.theirs(two, ids))

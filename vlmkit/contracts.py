@@ -93,6 +93,7 @@ class Decoder(Protocol):
 
     `unquantized` may name layers inside the blocks, such as a router, that stay whole when the decoder is quantised.
     `steady` may be False: a position's key depends on the sequence's length, so no part of it is computed ahead.
+    `brief` may be True: called with `ends=True`, it gives each sequence's last position alone, [sequences, width].
     `fixed()` may give a step that can be compiled, as `vlmkit.parts.decoders.fixed` has it, or None.
     """
 

@@ -219,3 +219,10 @@ class Generation(NamedTuple):
     prompt_tokens: int
     visual_tokens: int
     finish: Literal["stop", "length", "cancelled", "deadline"]
+
+
+def reach(owner: Any, path: str) -> Any:
+    """What lies at a dotted path of attributes; None where it ends before."""
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    return owner

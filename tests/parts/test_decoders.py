@@ -154,6 +154,49 @@ def test_the_cache_changes_nothing(backend: Any, fields: dict[str, Any]) -> None
         torch.testing.assert_close(torch.cat(mine), yours, rtol=0, atol=1e-5)
 
 
+class Odd(transformer.Block):
+    """A block that is not ours: nothing is known of what its attention needs."""
+
+
+class Other(transformer.Transformer):
+    block = Odd
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [eager, sdpa], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("kind", [transformer.Transformer, Other])
+@pytest.mark.parametrize("fields", [{}, {"window": 5}, {"family": "qwen3"}, {"rope": {"type": "dynamic", "factor": 2}}],
+                         ids=str)
+def test_ends_alone_are_those_of_the_whole(backend: Any, kind: Any, fields: dict[str, Any]) -> None:
+    """The last block computes nothing but keys and values for positions that nobody reads, and the cache is as full."""
+    torch.manual_seed(0)
+    config = transformer.Config.model_validate({**transformer.EXAMPLE, **fields})
+    decoder = kind(config, backend.build(backend.Config()))
+    one, two = decoder.cache(4, 20), decoder.cache(4, 20)
+    ids = torch.randint(64, (34,), generator=torch.Generator().manual_seed(1))
+    for counts in ([10, 0, 1, 3], [1, 6, 1, 0], [5, 1, 0, 1], [1, 1, 1, 1], [1, 0, 0, 0]):
+        some, ids = ids[: sum(counts)], ids[sum(counts) :]
+        lens = torch.tensor(counts)
+        wanted = run(decoder, some, counts, one)[(lens.cumsum(0) - 1)[lens > 0]]
+        got = decoder(decoder.embed(some), lens, two, ends=True)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a.k, b.k, rtol=0, atol=1e-5)
+            torch.testing.assert_close(a.v, b.v, rtol=0, atol=1e-5)
+            assert torch.equal(a.lens, b.lens)
+    assert not len(ids)
+    torch.testing.assert_close(decoder(decoder.embed(some), torch.tensor([1]), ends=True), run(decoder, some, [1]))
+
+
+@torch.no_grad()
+def test_ends_alone_spare_the_last_block() -> None:
+    decoder, seen = build(layers=3), list[int]()
+    for block in decoder.blocks:
+        block.mlp.register_forward_hook(lambda mlp, given, out: seen.append(len(out)))
+    decoder(torch.zeros(12, 32), torch.tensor([9, 3]), decoder.cache(2, 9), ends=True)
+    assert seen == [12, 12, 2]
+
+
 @torch.no_grad()
 def test_neighbours_change_nothing() -> None:
     decoder, lens = build(), [1, 31, 8, 8, 2, 17, 5, 12]

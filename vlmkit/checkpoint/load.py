@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..processing.tokenizer import Tokenizer
 from . import native
 from .keys import Piece, join
 from .paper import Origin, Paper, home, paper
-from .quantize import packed
+from .quantize import Quantized
 from .quantize import quantize as shrink
 from .tensors import finite, mapped, read
 
@@ -69,14 +70,6 @@ class Unseen:
             del hooks[at]
 
 
-class Ends(NamedTuple):
-    """What counting tokens needs of a decoder."""
-
-    width: int
-    vocab: int
-    context: int
-
-
 def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int, quantize: str | None = None) -> None:
     """Put tensors in the place of a meta model's, file by file; afterwards nothing is on meta."""
     if quantize:
@@ -112,21 +105,22 @@ def _counter(model: VLM) -> VLM:
     decoder: Any = model.decoder
     counter: Any = twin(model, but=decoder)
     del counter.decoder
-    counter.decoder = Ends(decoder.width, decoder.vocab, decoder.context)
+    counter.decoder = SimpleNamespace(width=decoder.width, vocab=decoder.vocab, context=decoder.context)
     return cast("VLM", counter)
 
 
 def put(modules: dict[str, nn.Module], name: str, tensor: Tensor) -> bool:
     """Set one parameter or buffer by name; a quantized layer packs its matrix. Whether it was kept as it is."""
     path, _, leaf = name.rpartition(".")
-    owner = modules[path]
-    kept = packed(owner, leaf, tensor)
+    owner: Any = modules[path]
+    few = isinstance(owner, Quantized) and leaf == "weight" and tensor.is_floating_point()
+    kept = owner.pack(tensor) if few else {leaf: tensor}
     for own, bits in kept.items():
         if (old := owner._parameters.get(own)) is None:
             owner._buffers[own] = bits
         else:
             owner._parameters[own] = nn.Parameter(bits, requires_grad=old.requires_grad)
-    return kept.get(leaf) is tensor
+    return not few
 
 
 def stored_dtype(plan: Paper) -> torch.dtype:

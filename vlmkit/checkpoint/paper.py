@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..compose import folder as strangers
 from ..compose.bind import bind, compose, unbind
@@ -13,7 +13,7 @@ from ..compose.find import every, presets
 from ..compose.preset import Into, Preset, Weights
 from ..errors import CheckpointMismatchError, WeightsError
 from ..model.assemble import assemble
-from ..types import Rule
+from ..types import Rule, reach
 from . import native
 from .fetch import fetch, is_hub
 from .keys import Plan, Table, compare
@@ -173,7 +173,7 @@ def _informed(preset: Preset, known: Path | None) -> tuple[Preset, list[str]]:
 def _origin(entry: Weights, preset: Preset, skeleton: VLM, wanted: dict[str, Tensor]) -> Origin:
     folder = home(entry.from_, entry.revision)
     for name in entry.into:
-        if name != "separators" and _part(skeleton, name) is None:
+        if name != "separators" and reach(skeleton, name) is None:
             raise WeightsError(f"fills {name}, which this model does not have", where=folder,
                                hint="take it out of `into`")
     if entry.format == "native" and not native.is_native(folder):
@@ -188,12 +188,6 @@ def _origin(entry: Weights, preset: Preset, skeleton: VLM, wanted: dict[str, Ten
     if entry.into:
         plan = plan._replace(unknown=[])
     return Origin(folder, entry.format, plan, stored)
-
-
-def _part(model: Any, section: str) -> Any:
-    for name in section.split("."):
-        model = getattr(model, name, None)
-    return model
 
 
 def _into(rules: list[Rule], section: str) -> list[Rule]:

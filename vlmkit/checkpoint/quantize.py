@@ -99,7 +99,7 @@ def quantize(model: VLM, how: str) -> VLM:
 
     Everything outside the blocks stays as it is: towers, projectors, separators, embedding, head. Inside them so do
     norms, biases, and the layers that the decoder names in `unquantized`, such as a router. On a meta model only
-    shapes change; `packed` gives them values.
+    shapes change; `load.put` gives them values.
     """
     if how not in WAYS:
         raise PresetError(f"no way to quantize is named {how!r}; there are: {', '.join(WAYS)}{nearest(how, WAYS)}",
@@ -131,13 +131,6 @@ def quantized(model: VLM) -> str | None:
     """How a model is quantized; None when it is not."""
     kinds = {type(part) for part in model.modules()}
     return next((how for how, kind in WAYS.items() if kind in kinds), None)
-
-
-def packed(layer: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """What a layer keeps of one tensor of whole weights, by name: few bits of a quantized one's matrix, or all."""
-    if isinstance(layer, Quantized) and name == "weight" and tensor.is_floating_point():
-        return layer.pack(tensor)
-    return {name: tensor}
 
 
 def _matrices(model: VLM) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:

@@ -39,8 +39,8 @@ def tokens(
         rows = [{"file": str(p.path), **p.layout._asdict(), "tiles": p.layout.tiles, "tokens": p.tokens}
                 for p in planned]  # fmt: skip
         return console.document({"preset": preset.name, "files": rows, "total": total})
-    table = [(str(p.path), f"{p.layout.height} x {p.layout.width}", _cut(p.layout.frames, p.layout.tiles), p.tokens)
-             for p in planned]  # fmt: skip
+    table = [(str(p.path), f"{cut.height} x {cut.width}", f"{cut.frames} frames" if cut.frames else
+              f"{cut.tiles} tile{'s' * (cut.tiles != 1)}", p.tokens) for p in planned for cut in [p.layout]]
     if len(planned) > 1:
         table.append(("total", "", "", total))
     console.columns(table, ("file", "height x width", "", "tokens"), right=(3,))
@@ -60,7 +60,3 @@ def skeleton(preset: Preset) -> VLM:
     from vlmkit.model.assemble import assemble
 
     return assemble(preset)
-
-
-def _cut(frames: int, tiles: int) -> str:
-    return f"{frames} frames" if frames else f"{tiles} tile{'s' * (tiles != 1)}"

@@ -9,7 +9,7 @@ from typing import Any
 from vlmkit import registry
 from vlmkit.contracts import CheckpointFormat
 from vlmkit.errors import PresetError
-from vlmkit.types import Described
+from vlmkit.types import Described, reach
 
 from .merge import lay
 from .nodes import Node, walk
@@ -59,7 +59,7 @@ def corrected(tree: Node, preset: Preset, told: Described, shipped: set[str], in
         uses = {node.value["use"].value for _, node in said if "use" in node.value}
         kept = {(*path, *inner) for inner, node in walk(_at(tree, path) or Node({}, "")) if _own(node, shipped)}
         named = any((*path, field) in kept for field in NAMED)
-        if path[-1] not in FACTS or uses != {_use(preset, path)} or named:
+        if path[-1] not in FACTS or uses != {getattr(reach(preset, ".".join(path)), "use", "")} or named:
             continue
         for file, node in said:
             for name in reversed(path):
@@ -85,13 +85,6 @@ def _at(tree: Node, path: tuple[str, ...]) -> Node | None:
             return None
         tree = found
     return Node({"use": tree}, tree.place) if isinstance(tree.value, str) else tree
-
-
-def _use(preset: Any, path: tuple[str, ...]) -> str:
-    """The name of the part at a path; "" where the preset has none."""
-    for name in path:
-        preset = getattr(preset, name, None)
-    return getattr(preset, "use", "")
 
 
 def _own(node: Node, shipped: set[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,6 @@ def forward(model: Model, rows: Rows, pieces: Sequence[Piece], steps: Steps | No
     ids: list[int] = []
     slots: list[Tensor] = []
     seen: list[Tensor] = []
-    ends: list[int] = []
     lens = [0] * len(rows.rows)
     for request, length in pieces:
         start = request.done
@@ -69,13 +69,14 @@ def forward(model: Model, rows: Rows, pieces: Sequence[Piece], steps: Steps | No
             seen.append(request.seen[first - before : last - before])
         ids += request.tokens[start : start + length]
         lens[request.row] = length
-        if start + length == len(request.tokens):
-            ends.append(len(ids) - 1)
     device = rows.cache[0].k.device
     given = torch.tensor(ids, device=device)
     x = model.splice(given, torch.cat(slots).to(device), seen) if seen else model.decoder.embed(given)
-    hidden = model.decoder(x, torch.tensor(lens), rows.cache)
-    logits = model.logits(hidden if len(ends) == len(ids) else hidden[ends]) if ends else hidden[:0]
+    brief = {"ends": True} if getattr(model.decoder, "brief", False) else {}
+    hidden = model.decoder(x, torch.tensor(lens), rows.cache, **brief)
+    ends = range(len(pieces)) if brief else [end - 1 for end in accumulate(piece.length for piece in pieces)]
+    read = [end for piece, end in zip(pieces, ends, strict=True) if piece.last]
+    logits = model.logits(hidden if len(read) == len(hidden) else hidden[read]) if read else hidden[:0]
     for request, length in pieces:
         request.done += length
         if request.done >= request.start:

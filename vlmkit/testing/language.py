@@ -68,6 +68,10 @@ def caches_what_it_saw(case: Any) -> None:
         rest = [part(tokens[i : i + 1], torch.tensor([1, 0, 0]), cache) for i in (3, 4)]
     same([whole], [torch.cat([first[:3], *rest])], "in pieces and at once")
     want(cache[0].lens.tolist() == [5, 2, 0], f"two tokens later its lens are {cache[0].lens.tolist()}")
+    if getattr(part, "brief", False):
+        with torch.no_grad():
+            ends = part(torch.cat([tokens[:3], tokens[5:7]]), torch.tensor([3, 2, 0]), part.cache(3, 12), ends=True)
+        same([first[[2, 4]]], [ends], "at the ends alone and as part of the whole")
 
 
 @promise("decoder")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vlmkit.contracts import PartConfig
-from vlmkit.errors import DataError, VlmkitError
+from vlmkit.errors import DataError
 
 from . import rows
 
@@ -52,16 +52,11 @@ class Conversations:
     def __len__(self) -> int:
         return len(self.index.starts)
 
-    def __getitem__(self, at: int) -> list[dict[str, Any]]:
-        if not 0 <= at < len(self):
-            raise IndexError(at)
+    @rows.placed
+    def __getitem__(self, at: int) -> rows.Item:
         start, end = int(self.index.starts[at]), int(self.index.ends[at])
-        try:  # at its place, whatever other processes that share this file read
-            said = rows.parse(os.pread(self.file.fileno(), end - start, start))
-            return rows.messages(said, partial(rows.below, self.root))
-        except VlmkitError as error:
-            error.where = self.place(at)
-            raise
+        said = rows.parse(os.pread(self.file.fileno(), end - start, start))  # whatever others that share it read
+        return rows.messages(said, partial(rows.below, self.root))
 
     def place(self, at: int) -> str:
         lines = self.index.lines

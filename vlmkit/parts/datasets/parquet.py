@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from vlmkit.contracts import PartConfig
-from vlmkit.errors import DataError, VlmkitError
+from vlmkit.errors import DataError
 
 from . import rows
 
@@ -32,14 +32,9 @@ class Parquet:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, at: int) -> list[dict[str, Any]]:
-        if not 0 <= at < len(self):
-            raise IndexError(at)
-        try:
-            return rows.messages(self.table[at].to_pylist()[0], lambda name: rows.below(self.root, name))
-        except VlmkitError as error:
-            error.where = self.place(at)
-            raise
+    @rows.placed
+    def __getitem__(self, at: int) -> rows.Item:
+        return rows.messages(self.table[at].to_pylist()[0], lambda name: rows.below(self.root, name))
 
     def place(self, at: int) -> str:
         return f"{self.path}[{at}]"

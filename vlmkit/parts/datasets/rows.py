@@ -10,14 +10,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmkit.errors import DataError, PlaceholderError
+from vlmkit.errors import DataError, PlaceholderError, VlmkitError
 from vlmkit.limits import current
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MARK = re.compile("<(image|video)>")
 SOURCES = ("image", "video", "path", "image_url", "video_url", "url", "base64")
 KEYS = ("conversations", "messages", "prompt", "question", "chosen", "rejected")
+Item = list[dict[str, Any]]
 Named = Callable[[str], Any]  # the name of a file -> its path or its bytes
+
+
+def placed(read: Callable[[Any, int], Item]) -> Callable[[Any, int], Item]:
+    """A dataset's `__getitem__`: rows count from 0 on, and an error in one says where it stands."""
+
+    def get(self: Any, at: int) -> Item:
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        try:
+            return read(self, at)
+        except VlmkitError as error:
+            error.where = self.place(at)
+            raise
+
+    return get
 
 
 def messages(row: Any, named: Named) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from vlmkit.contracts import PartConfig
-from vlmkit.errors import DataError, VlmkitError
+from vlmkit.errors import DataError
 from vlmkit.limits import current
 
 from . import rows
@@ -47,23 +47,18 @@ class Tars:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, at: int) -> list[dict[str, Any]]:
-        if not 0 <= at < len(self):
-            raise IndexError(at)
+    @rows.placed
+    def __getitem__(self, at: int) -> rows.Item:
         tar, members = self.samples[at]
-        try:
-            found: dict[str, list[bytes]] = {"image": [], "video": [], "json": []}
-            for member in members:
-                found[member.kind].append(self._read(tar, member))
-            if len(found["json"]) != 1:
-                raise DataError(f"{len(found['json'])} .json, 1 wanted")
-            row = rows.parse(found.pop("json")[0])
-            names = {PurePosixPath(m.name).name: m for m in members}
-            said = {key: row.get(key) for key in rows.KEYS} if isinstance(row, dict) else {}
-            return rows.messages(said | found, lambda name: self._named(tar, names, name))
-        except VlmkitError as error:
-            error.where = self.place(at)
-            raise
+        found: dict[str, list[bytes]] = {"image": [], "video": [], "json": []}
+        for member in members:
+            found[member.kind].append(self._read(tar, member))
+        if len(found["json"]) != 1:
+            raise DataError(f"{len(found['json'])} .json, 1 wanted")
+        row = rows.parse(found.pop("json")[0])
+        names = {PurePosixPath(m.name).name: m for m in members}
+        said = {key: row.get(key) for key in rows.KEYS} if isinstance(row, dict) else {}
+        return rows.messages(said | found, lambda name: self._named(tar, names, name))
 
     def place(self, at: int) -> str:
         tar, members = self.samples[at]

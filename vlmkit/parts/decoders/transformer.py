@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache as remember
+from itertools import repeat
 from operator import add
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from vlmkit.contracts import AttentionBackend, PartConfig
 from vlmkit.errors import ContextLengthError, ShapeError
 from vlmkit.types import KVCache
 
+from ..attention.rows import place
 from .bare import Bare
 from .fixed import FixedStep
 from .layers import MOST, PIECE, Embedding, Linear, RMSNorm, linear, roomy, twin
@@ -136,6 +138,11 @@ class Attention(nn.Module):
             k = rotate(k, *turn)
         return self.o(self.attend(q, k, v, lens, cache, self.window).flatten(1))  # type: ignore[no-any-return]
 
+    def keep(self, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], cache: KVCache) -> None:
+        """Only what the cache gets: keys and values.   x [total, width]"""
+        k, v = (layer(x).view(len(x), self.kv_heads, self.head) for layer in (self.k, self.v))
+        place(rotate(k if self.k_norm is None else self.k_norm(k), *turn), v, lens, cache)
+
 
 def _fixed(attend: Any) -> Callable[..., Tensor]:
     """A backend's attention over a FixedCache, called as the other one is."""
@@ -203,6 +210,11 @@ class Transformer(nn.Module):
         if not config.tied:
             self.head = Linear(config.width, config.vocab, std=std)
 
+    @property
+    def brief(self) -> bool:
+        """Whether `forward` takes `ends`."""
+        return type(self).forward is Transformer.forward
+
     def cache(self, rows: int, capacity: int) -> list[KVCache]:
         """Empty, of zeros: what is masked is still multiplied by 0, which does not stop a NaN."""
         weight = self.embed.weight
@@ -217,16 +229,29 @@ class Transformer(nn.Module):
         blocks: Any = self.blocks
         return [KVCache(zeros(block.attn.kv_heads), zeros(block.attn.kv_heads), lens) for block in blocks]
 
-    def forward(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
-        """[total, width] -> [total, width], normalised"""
+    def forward(self, x: Tensor, lens: Tensor, cache: list[KVCache] | None = None, ends: bool = False) -> Tensor:
+        """[total, width] -> [total, width], normalised   ends: [sequences, width], the last position of each alone"""
         past = self._check(x, lens, cache)
         turn = self._turn(lens, past, x)
         blocks: Iterable[Any] = self.blocks if torch.is_grad_enabled() else self._bare()
-        for i, block in enumerate(blocks):
-            x = block(x, lens, turn, None if cache is None else cache[i])
+        *before, last = zip(blocks, cache or repeat(None), strict=False)
+        for block, kept in before:
+            x = block(x, lens, turn, kept)
+        block, kept = last
+        x = self._ends(block, x, lens, turn, kept) if ends else block(x, lens, turn, kept)
         if cache is not None:
             cache[0].lens.add_(lens)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _ends(self, last: Any, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], kept: KVCache | None) -> Tensor:
+        """What the last block makes of each sequence's end. Of the other positions nobody reads more than its keys."""
+        own: Any = self.blocks[-1]
+        at, ones = (lens.cumsum(0) - 1)[lens > 0].to(x.device), (lens > 0).long()
+        if len(at) == len(x) or kept is None or type(own) is not Block or type(own.attn) is not Attention:
+            return last(x, lens, turn, kept)[at]  # type: ignore[no-any-return]
+        own.attn.keep(own.attn_norm(x), lens, turn, kept)
+        there = kept._replace(lens=kept.lens + lens - ones)
+        return last(x[at], ones, (turn[0][at], turn[1][at]), there)  # type: ignore[no-any-return]
 
     def logits(self, x: Tensor) -> Tensor:
         """[any, width] -> [any, vocab], float32"""

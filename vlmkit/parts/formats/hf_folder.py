@@ -43,7 +43,7 @@ def describe(folder: Path, config: Fields) -> Described:
         vision.defaults |= TOWERS.get(kind, LARGE | {"image_size": 336})
     decoder = hf_config.decoder(text)
     decoder["tied"] = decoder["tied"] or config.get("tie_word_embeddings", bool) or False
-    tower, base = _tower(config, vision, kind, notes), _base(kind, decoder)
+    tower, base = _tower(config, vision, kind, notes), base_of(BASES[kind], decoder)
     side: int = tower["options"]["img_size"]
     sections: JSON = {"tower": tower, "projector": _projector(config, kind), "decoder": decoder,
                       "image": _image(config, kind, side)}
@@ -71,8 +71,9 @@ def _called(folder: Path) -> str:
     return home.parents[1].name.rpartition("--")[2] if home.parent.name == "snapshots" else home.name
 
 
-def _base(kind: str, decoder: JSON) -> str:
-    bases, family = BASES[kind], decoder["family"]
+def base_of(bases: dict[str, str], decoder: JSON) -> str:
+    """The preset of a family, among those of a type."""
+    family = decoder["family"]
     if family == "llama":
         family = next((name for least, name in CHATS if decoder["vocab"] >= least), family)
     return bases.get(family) or next(iter(bases.values()))

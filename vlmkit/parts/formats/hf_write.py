@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmkit.types import Dressed
+from vlmkit.types import Dressed, reach
 
 from . import hf_words
 from .files import JSON, write_json
@@ -113,9 +113,7 @@ def _foreign(preset: Preset, means: JSON) -> list[tuple[str, str, str]]:
     """Where a preset's value is none that the class has a meaning for: the path, the value, the nearest."""
     wrong: list[tuple[str, str, str]] = []
     for path, values in means.items():
-        found: Any = preset
-        for name in path.split("."):
-            found = getattr(found, name, None)
+        found = reach(preset, path)
         part, _, field = path.rpartition(".")
         if found in values or any(part == other for other, *_ in wrong):
             continue

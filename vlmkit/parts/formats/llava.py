@@ -14,7 +14,7 @@ from vlmkit.types import Described, Dressed, Rule
 from . import hf_config, tables
 from .files import JSON, Fields, only_read, read_json
 from .hf_folder import BASES as THEIRS
-from .hf_folder import CHATS
+from .hf_folder import base_of
 
 if TYPE_CHECKING:
     from vlmkit.compose.preset import Preset
@@ -86,7 +86,7 @@ class Llava:
             "tokenizer": {"from": home, "image": "<image>", "video": "<video>"} | mark,
             "weights": [{"from": home, "format": "llava"}],
         }  # fmt: skip
-        return Described(_base(kind, decoder), ((config.file.name, sections), ("this folder", own)))
+        return Described(base_of(BASES[kind], decoder), ((config.file.name, sections), ("this folder", own)))
 
     def rules(self, preset: Preset, names: Collection[str]) -> list[Rule]:
         """With one tower, or with Video-LLaVA's two; either may have a `vision_model.` inside."""
@@ -157,13 +157,6 @@ def _kind(config: Fields) -> str:
     if FAMILIES.get(config.get("model_type", str)) == "qwen2" and tower.model != hf_config.SIGLIP:
         return "llava_next"  # the base for Qwen and CLIP
     return "vipllava" if tower.more.get("layer") == VIP else "llava"
-
-
-def _base(kind: str, decoder: JSON) -> str:
-    bases, family = BASES[kind], decoder["family"]
-    if family == "llama":
-        family = next((name for least, name in CHATS if decoder["vocab"] >= least), family)
-    return bases.get(family) or next(iter(bases.values()))
 
 
 def _seen(config: Fields) -> Seen:
