@@ -187,7 +187,7 @@ def _span(name: str, entry: Any, file: Path) -> tuple[int, int]:
     """Where a tensor begins and ends among the data, if its description makes sense."""
     dtype, shape, span = (entry.get(k) if isinstance(entry, dict) else None for k in ("dtype", "shape", "data_offsets"))
     if (PLAIN.fullmatch(name) and isinstance(dtype, str) and dtype in NUMBERS and _counts(shape) and _counts(span)
-            and len(shape) <= AXES and math.prod(max(n, 1) for n in shape) < COUNT and len(span) == 2
+            and len(shape) <= AXES and math.prod(filter(None, shape)) < COUNT and len(span) == 2
             and span[1] - span[0] == math.prod(shape) * NUMBERS[dtype].itemsize):  # fmt: skip
         return span[0], span[1]
     raise CheckpointFormatError(f"tensor {name[:80]!r} is described as {str(dtype)[:20]} {str(shape)[:80]}, "

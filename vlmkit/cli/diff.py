@@ -36,7 +36,7 @@ def diff(a: A, b: B, words: More = None, json: Json = False) -> None:
     print()
     if not counted:
         return print("parameters, tokens and bytes are the same")
-    rows = [(what, *(_count(n) for n in pair), _change(*pair)) for what, pair in counted.items()]
+    rows = [(what, *("-" if n is None else f"{n:,}" for n in pair), _change(*pair)) for what, pair in counted.items()]
     console.columns(rows, ("", *names, ""), right=(1, 2, 3))
 
 
@@ -54,10 +54,6 @@ def _numbers(facts: dict[str, Any]) -> dict[str, int]:
 
 def _value(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else shown(value)
-
-
-def _count(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"
 
 
 def _change(one: int | None, two: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import cache as remember
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weig
 MOST = 32  # and up to these, that a CPU multiplies the other way round
 PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once, or up to twice as many: glibc gives larger ones up
 
+COPIED = (dict, OrderedDict, set)  # what a module keeps its hooks and names in
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -59,7 +61,7 @@ class Embedding(nn.Embedding):
 def twin(module: M, but: nn.Module | None = None) -> M:
     """A module of the same shapes on the meta device, in a fifth of the time of building one.   but: not copied"""
     made = module.__new__(type(module))
-    own = {name: value.copy() if isinstance(value, dict | set) else value for name, value in vars(module).items()}
+    own = {name: value.copy() if type(value) in COPIED else value for name, value in vars(module).items()}
     own["_parameters"] = {name: p if p is None else nn.Parameter(p) for name, p in module._parameters.items()}
     own["_modules"] = {name: inner if inner in (None, but) else twin(inner, but)
                        for name, inner in module._modules.items()}
