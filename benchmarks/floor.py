@@ -78,11 +78,17 @@ def best(work: Callable[[], Any], device: str, tries: int = 15) -> float:
 
 
 def decoder_flops(decoder: Any, lens: Sequence[int], past: Sequence[int] | None = None) -> int:
-    """Rows of new tokens behind `past` ones; causal attention counted as what it needs, the head once a row."""
-    c = decoder.config
-    matrices = sum(p.numel() for block in decoder.blocks for p in block.parameters() if p.ndim > 1)
-    pairs = sum(n * seen + n * (n + 1) // 2 for n, seen in zip(lens, past or [0] * len(lens), strict=True))
-    return int(2 * matrices * sum(lens) + 4 * c.layers * c.heads * c.head * pairs + 2 * len(lens) * c.width * c.vocab)
+    """Rows of new tokens behind `past` ones; causal attention counted as what it needs, the head once a row.
+
+    Of the last block, positions before a row's last one need no more than keys and values.
+    """
+    c, last = decoder.config, decoder.blocks[-1]
+    block = sum(p.numel() for p in last.parameters() if p.ndim > 1)
+    kept = last.attn.k.weight.numel() + last.attn.v.weight.numel()
+    behind = list(zip(lens, past or [0] * len(lens), strict=True))
+    pairs = (c.layers - 1) * sum(n * seen + n * (n + 1) // 2 for n, seen in behind) + sum(map(sum, behind))
+    matrices = ((c.layers - 1) * block + kept) * sum(lens) + (block - kept) * len(lens)
+    return int(2 * matrices + 4 * c.heads * c.head * pairs + 2 * len(lens) * c.width * c.vocab)
 
 
 def tile_flops(tower: Any) -> int:
