@@ -68,8 +68,8 @@ class Manager(pluggy.PluginManager):
         self.register(plugin, name)
         try:
             self.check_pending()
-            hooks = self.get_hookcallers(plugin) or []
-            found = {h.name: [offer for i in h.get_hookimpls() if i.plugin is plugin for offer in _call(i.function)]
+            hooks: Any = self.get_hookcallers(plugin) or []
+            found = {h.name: [offer for i in h.get_hookimpls() if i.plugin is plugin for offer in i.function()]
                      for h in hooks if h.name != "vlmkit_commands"}  # fmt: skip
             parts = [_part(offer, name) for offer in found.get("vlmkit_parts", ())]
             folders = [_folder(offer, name) for offer in found.get("vlmkit_presets", ())]
@@ -206,11 +206,6 @@ _SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's gradient mode": _of("torch", "is_grad_enabled", "True"),
     "Pillow's largest picture": _of("PIL.Image", "MAX_IMAGE_PIXELS", str(1024**3 // 4 // 3)),
 }
-
-
-def _call(hook: Any) -> Iterable[Any]:
-    offers: Iterable[Any] = hook()
-    return offers
 
 
 def _same(plugin: Any) -> Any:

@@ -189,12 +189,21 @@ def test_ends_alone_are_those_of_the_whole(backend: Any, kind: Any, fields: dict
 
 
 @torch.no_grad()
-def test_ends_alone_spare_the_last_block() -> None:
-    decoder, seen = build(layers=3), list[int]()
-    for block in decoder.blocks:
-        block.mlp.register_forward_hook(lambda mlp, given, out: seen.append(len(out)))
-    decoder(torch.zeros(12, 32), torch.tensor([9, 3]), decoder.cache(2, 9), ends=True)
+def test_ends_alone_spare_the_last_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, forward = list[int](), transformer.MLP.forward
+
+    def counted(self: Any, x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(transformer.MLP, "forward", counted)
+    decoder, lens = build(layers=3), torch.tensor([9, 3])
+    decoder(torch.zeros(12, 32), lens, decoder.cache(2, 9), ends=True)
     assert seen == [12, 12, 2]
+    seen.clear()
+    decoder.blocks[2].register_forward_hook(lambda *given: None)  # who watches sees all
+    decoder(torch.zeros(12, 32), lens, decoder.cache(2, 9), ends=True)
+    assert seen == [12, 12, 12]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 
 from vlmkit.parts.attention import eager, sdpa
 from vlmkit.parts.decoders import transformer
+from vlmkit.parts.decoders.layers import RMSNorm
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -144,3 +145,16 @@ def test_loss_and_gradients_are_theirs() -> None:
     }
     for mine, yours in pairs.items():
         torch.testing.assert_close(ours.get_parameter(mine).grad, wanted[yours], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(3, 64), (700, 1024), (300, 16, 64), (2, 300_000)], ids=str)
+def test_a_norm_of_any_length_rounds_as_theirs(shape: tuple[int, ...]) -> None:
+    """A long row goes through in pieces on a CPU, which must not be seen."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    mine, yours = (kind(shape[-1], eps=1e-5).to(torch.bfloat16) for kind in (RMSNorm, LlamaRMSNorm))
+    for norm in (mine, yours):
+        norm.weight.copy_(torch.linspace(0.5, 2, shape[-1]))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    assert torch.equal(mine(x), yours(x))

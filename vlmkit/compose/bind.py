@@ -61,11 +61,7 @@ def bind(tree: Node) -> Preset:
 def bind_part(entry: registry.Entry, data: dict[str, Any]) -> PartConfig:
     """One part's section by itself; raises `PresetValueError` with all its problems."""
     name = f"{entry.kind} {entry.name}"
-    walker = _Walk({(): parse(json.dumps(data), name, line=False)})
-    made = walker.section(entry.config, {**data, "use": entry.name}, ())
-    if walker.problems or made is None:
-        raise PresetValueError(tell(name, walker.problems), problems=tuple(walker.problems))
-    return cast(PartConfig, made)
+    return bind_section(entry.config, parse(json.dumps({**data, "use": entry.name}), name, line=False), name)
 
 
 def bind_section(kind: type[S], tree: Node, title: str) -> S:

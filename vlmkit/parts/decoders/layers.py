@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 FEW = {torch.float32: (8, 2**20), torch.bfloat16: (2, 2**17)}  # tokens, at weights of so many elements or more,
 MOST = 32  # and up to these, that a CPU multiplies the other way round
+ROOM = 2**18  # elements that a CPU normalises at once, if not in float32
 PIECE = 2**24  # bytes in an MLP's middle that a CPU holds at once, or up to twice as many: glibc gives larger ones up
 
 COPIED = (dict, OrderedDict, set)  # what a module keeps its hooks and names in
@@ -96,8 +97,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same"""
-        if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        usual = torch.is_grad_enabled() or not x.is_cpu or torch.compiler.is_compiling()
+        if usual or (x.dtype != torch.float32 and x.numel() <= ROOM):
             return F.rms_norm(x, self.shape, None, self.eps) * self.weight
+        if x.dtype != torch.float32:  # what lies between its kernels is float32, and stays in caches
+            out, rows = torch.empty_like(x), max(1, ROOM * len(x) // x.numel())
+            for some, made in zip(x.split(rows), out.split(rows), strict=True):
+                torch.mul(F.rms_norm(some, self.shape, None, self.eps), self.weight, out=made)
+            return out
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a CPU's rms_norm is seven kernels, this reads once
         squared = torch.addcmul(constant(self.eps), length, length, value=1 / self.shape[0])
         return (x * squared.rsqrt_()).mul_(self.weight)

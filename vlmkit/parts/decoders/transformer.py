@@ -244,10 +244,12 @@ class Transformer(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _ends(self, last: Any, x: Tensor, lens: Tensor, turn: tuple[Tensor, Tensor], kept: KVCache | None) -> Tensor:
-        """What the last block makes of each sequence's end. Of the other positions nobody reads more than its keys."""
+        """What the last block makes of each sequence's end. Of other positions nobody reads more than its keys; where
+        somebody watches, or put in a part of his own, it makes all of them.
+        """
         own: Any = self.blocks[-1]
         at, ones = (lens.cumsum(0) - 1)[lens > 0].to(x.device), (lens > 0).long()
-        if len(at) == len(x) or kept is None or type(own) is not Block or type(own.attn) is not Attention:
+        if last is own or kept is None or {type(own), type(own.attn)} != {Block, Attention} or len(at) == len(x):
             return last(x, lens, turn, kept)[at]  # type: ignore[no-any-return]
         own.attn.keep(own.attn_norm(x), lens, turn, kept)
         there = kept._replace(lens=kept.lens + lens - ones)
