@@ -52,7 +52,7 @@ def cells(bench: Bench, size: str, dtype: torch.dtype) -> None:
         ids = ids.to(two.theirs.device)
         bench.row(f"{size} {str(dtype).removeprefix('torch.')}, {tokens} tokens",
                   {"vlmkit": partial(ours, two, ids), "transformers": partial(theirs, two, ids)},
-                  same=partial(same, dtype == torch.float32), memory=True, turns=None if size == "tiny" else 3,
+                  same=partial(same, dtype == torch.float32), memory=True,
                   floor=machine.prefill(two.model, [tokens]))
 
 
