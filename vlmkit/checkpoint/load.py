@@ -63,7 +63,7 @@ class Unseen:
 
     def __call__(self, decoder: nn.Module, given: Any) -> None:
         for name, tensor, file in self.tensors:
-            finite(name, tensor, file)
+            finite(name, tensor.detach(), file)
         self.tensors = []
         hooks = decoder._forward_pre_hooks
         for at in [at for at, hook in hooks.items() if hook is self]:
@@ -85,14 +85,14 @@ def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int, qu
             file = origin.stored[origin.plan.pieces[name].names[0]].file
             if file in files and whole is not tensor:
                 finite(name, whole, file)
-            if put(modules, name, whole) and file in files and whole is tensor:
-                unseen.append((name, tensor, file))
+            kept = put(modules, name, whole)
+            if kept is not None and file in files and whole is tensor:
+                unseen.append((name, kept, file))
     decoder: Any = model.decoder
     if unseen:
         decoder.register_forward_pre_hook(Unseen(unseen))
     for part in dict.fromkeys(modules.values()):
-        compute = getattr(part, "materialize", None)
-        if callable(compute):  # what no checkpoint holds, such as rotary tables
+        if callable(compute := getattr(part, "materialize", None)):  # what no checkpoint holds, as rotary tables
             compute()
     stray = [f"{path}.{leaf}" for path, part in modules.items()
              for leaf, t in (*part._parameters.items(), *part._buffers.items()) if t is not None and t.is_meta]
@@ -109,8 +109,8 @@ def _counter(model: VLM) -> VLM:
     return cast("VLM", counter)
 
 
-def put(modules: dict[str, nn.Module], name: str, tensor: Tensor) -> bool:
-    """Set one parameter or buffer by name; a quantized layer packs its matrix. Whether it was kept as it is."""
+def put(modules: dict[str, nn.Module], name: str, tensor: Tensor) -> Tensor | None:
+    """Set one parameter or buffer by name, and give it; None where a quantized layer packed its matrix."""
     path, _, leaf = name.rpartition(".")
     owner: Any = modules[path]
     few = isinstance(owner, Quantized) and leaf == "weight" and tensor.is_floating_point()
@@ -120,7 +120,7 @@ def put(modules: dict[str, nn.Module], name: str, tensor: Tensor) -> bool:
             owner._buffers[own] = bits
         else:
             owner._parameters[own] = nn.Parameter(bits, requires_grad=old.requires_grad)
-    return not few
+    return None if few else owner._parameters.get(leaf, owner._buffers.get(leaf))
 
 
 def stored_dtype(plan: Paper) -> torch.dtype:

@@ -99,7 +99,8 @@ def configs(study: Study) -> list[list[str]]:
     paths = list(dict.fromkeys(path for said in runs.values() for path in said if path != "name"))
     lines = [["field", *runs]]
     for path in paths:
-        values = [_value(said[path].value) if path in said else "" for said in runs.values()]
+        found = [said[path].value if path in said else "" for said in runs.values()]
+        values = ["null" if value is None else str(value) for value in found]
         if len(set(values)) > 1:
             lines.append([path, *values])
     return lines
@@ -184,10 +185,6 @@ def _change(one: Spread) -> str:
         return f"{one.mean:+.1f}"
     low, high = one.mean - one.half, one.mean + one.half
     return f"{one.mean:+.1f} [{low:+.1f}, {high:+.1f}]{'*' * (low > 0 or high < 0)}"
-
-
-def _value(value: Any) -> str:
-    return "null" if value is None else str(value)
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

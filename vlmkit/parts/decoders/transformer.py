@@ -249,7 +249,8 @@ class Transformer(nn.Module):
         """
         own: Any = self.blocks[-1]
         at, ones = (lens.cumsum(0) - 1)[lens > 0].to(x.device), (lens > 0).long()
-        if last is own or kept is None or {type(own), type(own.attn)} != {Block, Attention} or len(at) == len(x):
+        known = last is not own and type(own) is Block and type(own.attn) is Attention
+        if not known or kept is None or len(at) == len(x):
             return last(x, lens, turn, kept)[at]  # type: ignore[no-any-return]
         own.attn.keep(own.attn_norm(x), lens, turn, kept)
         there = kept._replace(lens=kept.lens + lens - ones)
