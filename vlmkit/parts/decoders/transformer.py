@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         blocks = [self.block(config, attention, std)]
         alike = self.block is Block and self.embed.weight.is_meta
         blocks += [twin(blocks[0]) if alike else self.block(config, attention, std) for _ in range(1, config.layers)]
-        for block in blocks if alike else ():
+        for block in blocks[1:] if alike else ():
             block.attn.give(attention)
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, config.eps)
@@ -238,7 +238,7 @@ class Transformer(nn.Module):
         for block, kept in before:
             x = block(x, lens, turn, kept)
         block, kept = last
-        x = self._ends(block, x, lens, turn, kept) if ends else block(x, lens, turn, kept)
+        x = self._ends(block, x, lens, turn, kept) if ends and lens.max() > 1 else block(x, lens, turn, kept)
         if cache is not None:
             cache[0].lens.add_(lens)
         return self.norm(x)  # type: ignore[no-any-return]
@@ -249,8 +249,7 @@ class Transformer(nn.Module):
         """
         own: Any = self.blocks[-1]
         at, ones = (lens.cumsum(0) - 1)[lens > 0].to(x.device), (lens > 0).long()
-        known = last is not own and type(own) is Block and type(own.attn) is Attention
-        if not known or kept is None or len(at) == len(x):
+        if last is own or kept is None or type(own) is not Block or type(own.attn) is not Attention:
             return last(x, lens, turn, kept)[at]  # type: ignore[no-any-return]
         own.attn.keep(own.attn_norm(x), lens, turn, kept)
         there = kept._replace(lens=kept.lens + lens - ones)
