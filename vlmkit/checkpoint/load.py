@@ -85,8 +85,7 @@ def fill(model: VLM, plan: Paper, device: Any, dtype: torch.dtype, seed: int, qu
             file = origin.stored[origin.plan.pieces[name].names[0]].file
             if file in files and whole is not tensor:
                 finite(name, whole, file)
-            kept = put(modules, name, whole)
-            if kept is not None and file in files and whole is tensor:
+            if (kept := put(modules, name, whole)) is not None and file in files and whole is tensor:
                 unseen.append((name, kept, file))
     decoder: Any = model.decoder
     if unseen:

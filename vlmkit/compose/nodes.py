@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
@@ -75,9 +76,11 @@ def parse(text: str, source: str, line: bool = True) -> Node:
     """One YAML document. `source` is the file's name; without `line` it is the whole place."""
     if (size := len(text.encode("utf-8", "surrogatepass"))) > current().preset_max_bytes:
         too_much("too long", source, "preset_max_bytes", size)
+    with suppress(yaml.YAMLError, UnicodeError):
+        return _Reader(text, source, line, LOADER).document()
     try:
-        return _Reader(text, source, line).document()
-    except (yaml.YAMLError, UnicodeError) as error:
+        return _Reader(text, source, line, yaml.SafeLoader).document()  # which tells best what is wrong, and where
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark and line else source
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
@@ -87,8 +90,8 @@ def parse(text: str, source: str, line: bool = True) -> Node:
 class _Reader:
     """Turns PyYAML's events into nodes. Events come one by one, so a bomb is refused long before it is built."""
 
-    def __init__(self, text: str, source: str, line: bool) -> None:
-        self.events: Iterator[Any] = yaml.parse(text, Loader=LOADER)
+    def __init__(self, text: str, source: str, line: bool, loader: Any) -> None:
+        self.events: Iterator[Any] = yaml.parse(text, Loader=loader)
         self.source, self.line, self.limits = source, line, current()
         self.anchors: dict[str, tuple[Node, int] | None] = {}  # None while it is open
         self.nodes = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -72,10 +71,10 @@ def forward(model: Model, rows: Rows, pieces: Sequence[Piece], steps: Steps | No
     device = rows.cache[0].k.device
     given = torch.tensor(ids, device=device)
     x = model.splice(given, torch.cat(slots).to(device), seen) if seen else model.decoder.embed(given)
-    brief = {"ends": True} if getattr(model.decoder, "brief", False) else {}
-    hidden = model.decoder(x, torch.tensor(lens), rows.cache, **brief)
-    ends = range(len(pieces)) if brief else [end - 1 for end in accumulate(piece.length for piece in pieces)]
-    read = [end for piece, end in zip(pieces, ends, strict=True) if piece.last]
+    counts, brief = torch.tensor(lens), getattr(model.decoder, "brief", False)
+    hidden = model.decoder(x, counts, rows.cache, **({"ends": True} if brief else {}))
+    hidden = hidden if brief else hidden[(counts.cumsum(0) - 1)[counts > 0]]
+    read = [at for at, piece in enumerate(pieces) if piece.last]
     logits = model.logits(hidden if len(read) == len(hidden) else hidden[read]) if read else hidden[:0]
     for request, length in pieces:
         request.done += length
